@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The series on disk: its list of patches, and git trees made of it.
+
+`patches/10.2/series` has one line per commit: the name of a patch file, then
+the new files which that commit brings, as paths that are the same in the
+repository and in QEMU's tree.  A line that begins with `#` is a comment.
+
+A patch file is a mail (header, message, `---`, diff).  Its diff edits files
+that QEMU has; it is empty where a commit only brings new files.
+
+Composing makes one commit per line.  It is done in git's object store with
+an index of its own, so no work tree is touched, and the same input always
+gives the same commit ids.
+"""
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+Entry = namedtuple('Entry', 'patch files')
+# A difference between two trees; letter is one of A, D, M, R and T.
+Change = namedtuple('Change', 'letter mode path source')
+
+BASE = 'base'                   # tag: QEMU as released
+COMPOSED = 'refs/run/composed'  # what was last made of the repository
+MODES = ('100644', '100755')
+
+
+class SeriesError(Exception):
+    """One sentence that tells the user what to do."""
+
+
+def one_line(output):
+    return '; '.join(output.decode('utf-8', 'replace').strip().splitlines())
+
+
+class Git:
+    """Runs git in one tree; with an index file, on that index."""
+
+    def __init__(self, tree, index=None):
+        self.tree = str(tree)
+        self.env = {k: v for k, v in os.environ.items()
+                    if not k.startswith('GIT_')}
+        if index:
+            self.env['GIT_INDEX_FILE'] = str(index)
+
+    def run(self, *args, stdin=None, check=True, **env):
+        return subprocess.run(
+            ['git', '-c', 'core.autocrlf=false', '--literal-pathspecs',
+             '-C', self.tree, *map(str, args)], input=stdin, check=check,
+            capture_output=True, env={**self.env, **env})
+
+    def __call__(self, *args, **kwargs):
+        try:
+            output = self.run(*args, **kwargs).stdout
+        except subprocess.CalledProcessError as e:
+            raise SeriesError(f'git {args[0]} in {self.tree} failed: '
+                              f'{one_line(e.stderr)}') from e
+        return output.decode('utf-8', 'surrogateescape').strip('\n')
+
+    def commit_id(self, rev):
+        """The commit that rev names, or None."""
+        r = self.run('rev-parse', '-q', '--verify', f'{rev}^{{commit}}',
+                     check=False)
+        return r.stdout.decode().strip() or None
+
+    def paths(self, rev):
+        return set(self('ls-tree', '-r', '-z', '--name-only', rev)
+                   .split('\0')) - {''}
+
+    def changes(self, old, new):
+        fields = iter(self('diff-tree', '-r', '-z', '-M', '--raw', old, new)
+                      .split('\0'))
+        for head in fields:
+            if not head:
+                break
+            _, mode, _, _, letter = head.split()
+            source = next(fields)
+            path = next(fields) if letter[0] in 'RC' else source
+            yield Change(letter[0], mode, path, source)
+
+    def is_clean(self):
+        return not self('status', '--porcelain')
+
+
+def read_series(patches):
+    """The entries of patches/series, in order; none without the file."""
+    entries = []
+    owner = {}
+    series = patches / 'series'
+    for line in series.read_text().splitlines() if series.exists() else []:
+        if not line.strip() or line.startswith('#'):
+            continue
+        patch, *files = line.split()
+        for path in files:
+            if path in owner:
+                raise SeriesError(f'{series}: both {owner[path]} and {patch} '
+                                  f'bring {path}: remove one of the two.')
+            owner[path] = patch
+        entries.append(Entry(patch, files))
+    return entries
+
+
+def compose(git, patches, root):
+    """Make the series' commits on top of BASE; return the last one's id."""
+    released = git.paths(BASE)
+    head = git.commit_id(BASE)
+    with tempfile.TemporaryDirectory() as tmp:
+        index = Git(git.tree, Path(tmp) / 'index')
+        for entry in read_series(patches):
+            head = compose_entry(index, released, patches, root, entry, head,
+                                 Path(tmp))
+    return head
+
+
+def compose_entry(git, released, patches, root, entry, parent, tmp):
+    mail = patches / entry.patch
+    if not mail.is_file():
+        raise SeriesError(f'{mail} is listed in the series but missing.')
+    git('read-tree', parent)
+    message, diff = tmp / 'message', tmp / 'diff'
+    info = git('mailinfo', '-k', '--no-scissors', '--encoding=UTF-8', message,
+               diff, stdin=mail.read_bytes())
+    header = dict(line.split(': ', 1) for line in info.splitlines() if line)
+    if missing := {'Author', 'Email', 'Subject', 'Date'} - set(header):
+        raise SeriesError(f'{mail}: its mail header lacks '
+                          f'{", ".join(sorted(missing))}.')
+
+    r = git.run('apply', '--cached', '--allow-empty', '--whitespace=nowarn',
+                diff, check=False)
+    if r.returncode:
+        raise SeriesError(f'{mail} does not apply: '
+                          f'{one_line(r.stderr)}')
+    for path in entry.files:
+        if path in released:
+            raise SeriesError(f'{mail} brings {path}, which QEMU has: '
+                              f'put the change into the patch instead.')
+        if not (root / path).is_file():
+            raise SeriesError(f'{mail} brings {path}, which does not exist.')
+        blob = git('hash-object', '-w', '--no-filters', (root / path).resolve())
+        mode = MODES[os.access(root / path, os.X_OK)]
+        git('update-index', '--add', '--cacheinfo', f'{mode},{blob},{path}')
+    tree = git('write-tree')
+    brought = released.union(entry.files)
+    for change in git.changes(parent, tree):
+        if change.letter != 'D' and change.path not in brought:
+            raise SeriesError(f'{mail} creates or edits {change.path}, which '
+                              f'QEMU does not have: keep it as a whole file.')
+
+    who = {'NAME': header['Author'], 'EMAIL': header['Email'],
+           'DATE': header['Date']}
+    env = {f'GIT_{role}_{k}': v for role in ('AUTHOR', 'COMMITTER')
+           for k, v in who.items()}
+    text = f'{header["Subject"]}\n\n{message.read_text()}'.strip() + '\n'
+    return git('commit-tree', tree, '-p', parent, stdin=text.encode(), **env)
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+    try:
+        yield
+    except SeriesError as e:
+        raise SystemExit(f'error: {e}') from e

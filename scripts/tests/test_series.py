@@ -1,0 +1,238 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""compose.py and refresh.py, tried on a toy tree."""
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from pycotap import TAPTestRunner
+
+SCRIPTS = Path(__file__).resolve().parent.parent
+IDENTITY = {f'GIT_{role}_{key}': value for role in ('AUTHOR', 'COMMITTER')
+            for key, value in (('NAME', 'Zoë Tester'),
+                               ('EMAIL', 'zoe@example.org'))}
+
+
+class SeriesTest(unittest.TestCase):
+    def setUp(self):
+        tmp = tempfile.TemporaryDirectory()
+        self.addCleanup(tmp.cleanup)
+        self.src = Path(tmp.name) / 'src'
+        self.root = Path(tmp.name) / 'root'
+        self.patches = self.root / 'patches'
+        self.src.mkdir()
+        self.patches.mkdir(parents=True)
+        self.git('init', '-q', '-b', 'main')
+        self.write('meson.build', ''.join(f'line {n}\n' for n in range(30)))
+        self.write('other.c', 'int other;\n')
+        self.write('script.sh', '#!/bin/sh\n')
+        self.commit('QEMU')
+        self.git('tag', 'base')
+
+    def git(self, *args):
+        return subprocess.run(
+            ['git', '-C', self.src, *args], check=True, capture_output=True,
+            text=True, env={**os.environ, **IDENTITY}).stdout.strip()
+
+    def write(self, path, text):
+        path = self.src / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def edit(self, path, old, new, where=None):
+        path = (where or self.src) / path
+        text = path.read_text()
+        self.assertIn(old, text)
+        path.write_text(text.replace(old, new))
+
+    def commit(self, message):
+        self.git('add', '-A')
+        self.git('commit', '-q', '-m', message)
+
+    def script(self, name, *args):
+        return subprocess.run(
+            [sys.executable, SCRIPTS / name, self.src, self.patches,
+             self.root, *args], capture_output=True, text=True)
+
+    def succeed(self, name, *args):
+        r = self.script(name, *args)
+        self.assertEqual((r.returncode, r.stderr), (0, ''))
+        return r.stdout
+
+    def fail_with(self, expected, name, *args):
+        """The script must fail, say why in one line, and change nothing."""
+        before = self.state()
+        r = self.script(name, *args)
+        self.assertEqual(r.returncode, 1)
+        self.assertRegex(r.stderr, r'\Aerror: .*\n\Z')
+        self.assertIn(expected, r.stderr)
+        self.assertEqual(self.state(), before)
+
+    def files(self, root):
+        return {str(p.relative_to(root)): (p.read_bytes(), p.stat().st_mtime_ns,
+                                           p.stat().st_mode)
+                for p in root.rglob('*')
+                if p.is_file() and '.git' not in p.parts}
+
+    def state(self):
+        return (self.files(self.src), self.files(self.root),
+                self.git('rev-parse', 'HEAD'))
+
+    def develop(self):
+        """Two commits: edits and new files, then a new file alone."""
+        self.edit('meson.build', 'line 3\n', "line 3\nfiles('chardev/a.c')\n")
+        self.write('chardev/a.c', '/* No end of line, ünïcode */')
+        self.write('tests/a.sh', '#!/bin/sh\n')
+        (self.src / 'tests/a.sh').chmod(0o755)
+        self.commit('chardev: add “a”, whose subject is so long that git would '
+                    'fold it in a mail header\n\nWhy: [because]\n\n'
+                    'Signed-off-by: Zoë Tester <zoe@example.org>')
+        self.write('docs/a.rst', 'A\n=\n\n')
+        self.commit('[docs] describe it')
+
+    def developed(self):
+        self.develop()
+        self.succeed('refresh.py')
+
+    def test_round_trip(self):
+        self.develop()
+        developed = self.git('log', '--format=%T %an %ae %ad%n%B', 'base..')
+        before = self.files(self.src)
+        self.succeed('refresh.py')
+        self.assertEqual(
+            self.git('log', '--format=%T %an %ae %ad%n%B', 'base..'),
+            developed)
+        self.assertEqual(self.files(self.src), before)
+
+        state = self.state()
+        self.assertEqual(self.succeed('compose.py'), '')
+        self.succeed('refresh.py')
+        self.assertEqual(self.succeed('compose.py'), '')
+        self.assertEqual(self.state()[0], state[0])
+        self.assertEqual(self.state()[2], state[2])
+        self.assertEqual({p: c for p, (c, _, _) in self.state()[1].items()},
+                         {p: c for p, (c, _, _) in state[1].items()})
+
+        # From nothing but the repository comes the very same commit.
+        self.git('reset', '-q', '--hard', 'base')
+        self.git('update-ref', '-d', 'refs/run/composed')
+        self.succeed('compose.py')
+        self.assertEqual(self.git('rev-parse', 'HEAD'), state[2])
+
+    def test_patches_hold_only_edits(self):
+        self.developed()
+        series = (self.patches / 'series').read_text().splitlines()
+        first, second = (line.split() for line in series)
+        self.assertEqual(first[1:], ['chardev/a.c', 'tests/a.sh'])
+        self.assertEqual(second, ['0002-docs-describe-it.patch', 'docs/a.rst'])
+        text = (self.patches / first[0]).read_text()
+        self.assertIn("+files('chardev/a.c')", text)
+        self.assertNotIn('b/chardev/a.c', text)
+        self.assertNotIn('\nindex ', text)
+        self.assertTrue(
+            (self.patches / second[0]).read_text().endswith('\n---\n'))
+        self.assertTrue(os.access(self.root / 'tests/a.sh', os.X_OK))
+
+    def test_refresh_drops_what_left_the_series(self):
+        self.developed()
+        (self.root / 'docs/ours.rst').write_text('not of the series\n')
+        self.edit('series', '0001', '# why\n0001', self.patches)
+        self.git('reset', '-q', '--hard', 'HEAD^')
+        self.succeed('refresh.py')
+        self.assertFalse((self.root / 'docs/a.rst').exists())
+        self.assertTrue((self.root / 'docs/ours.rst').exists())
+        self.assertEqual(len(list(self.patches.glob('*.patch'))), 1)
+        self.assertTrue((self.patches / 'series').read_text()
+                        .startswith('# why\n0001'))
+
+    def test_compose_touches_only_what_differs(self):
+        self.developed()
+        old = self.files(self.src)
+        (self.root / 'docs/a.rst').write_text('B\n=\n')
+        self.succeed('compose.py')
+        new = self.files(self.src)
+        self.assertEqual({p for p in new if new[p] != old[p]}, {'docs/a.rst'})
+        self.assertEqual(new['docs/a.rst'][0], b'B\n=\n')
+
+    def test_work_in_the_tree_is_kept(self):
+        self.developed()
+        self.edit('other.c', 'other', 'mine')
+        self.assertIn('as it is', self.succeed('compose.py'))
+        self.commit('other: rename')
+        self.assertIn('as it is', self.succeed('compose.py'))
+        self.assertIn('mine', (self.src / 'other.c').read_text())
+
+        (self.root / 'docs/a.rst').write_text('changed too\n')
+        self.fail_with('have both changed', 'compose.py')
+        self.fail_with('--force', 'refresh.py')
+        self.succeed('refresh.py', '--force')
+        self.assertEqual((self.root / 'docs/a.rst').read_text(), 'A\n=\n\n')
+        self.assertEqual(self.succeed('compose.py'), '')
+
+    def test_repository_can_be_kept_instead(self):
+        self.developed()
+        self.edit('other.c', 'other', 'mine')
+        (self.root / 'docs/a.rst').write_text('changed too\n')
+        r = self.script('compose.py')
+        command = r.stderr.rsplit('"', 2)[1]
+        subprocess.run(command, shell=True, check=True, capture_output=True,
+                       env={**os.environ, **IDENTITY})
+        self.succeed('compose.py')
+        self.assertEqual((self.src / 'docs/a.rst').read_text(), 'changed too\n')
+
+    def test_patch_that_does_not_apply(self):
+        self.developed()
+        patch = (self.patches / 'series').read_text().split()[0]
+        self.edit(patch, ' line 3\n', ' line three\n', self.patches)
+        self.fail_with(patch, 'compose.py')
+
+    def test_broken_series(self):
+        self.developed()
+        series = self.patches / 'series'
+        good = series.read_text()
+        for old, new, expected in (
+                (' docs/a.rst', ' docs/a.rst chardev/a.c', 'both 0001'),
+                (' docs/a.rst', ' docs/b.rst', 'does not exist'),
+                (' docs/a.rst', ' other.c', 'which QEMU has'),
+                ('0002-', '0009-', 'missing')):
+            with self.subTest(expected):
+                series.write_text(good.replace(old, new))
+                self.fail_with(expected, 'compose.py')
+
+    def test_patch_that_creates_a_file(self):
+        self.developed()
+        patch = self.patches / '0002-docs-describe-it.patch'
+        patch.write_text(patch.read_text() +
+                         'diff --git a/n.c b/n.c\nnew file mode 100644\n'
+                         '--- /dev/null\n+++ b/n.c\n@@ -0,0 +1 @@\n+int n;\n')
+        self.fail_with('n.c', 'compose.py')
+
+    def test_refresh_refuses(self):
+        self.developed()
+        for what, expected in (
+                (lambda: self.edit('chardev/a.c', 'end', 'END'), 'squash'),
+                (lambda: (self.src / 'other.c').rename(self.src / 'o.c'),
+                 'renames'),
+                (lambda: (self.src / 'l').symlink_to('other.c'), 'link'),
+                (lambda: (self.src / 'other.c').write_bytes(bytes(range(256))),
+                 'without loss'),
+                (lambda: self.write('a b', ''), 'white space')):
+            with self.subTest(expected):
+                self.git('reset', '-q', '--hard', 'refs/run/composed')
+                what()
+                self.fail_with('uncommitted', 'refresh.py')
+                self.commit('try')
+                self.fail_with(expected, 'refresh.py')
+
+    def test_refresh_does_not_overwrite_other_files(self):
+        (self.root / 'README').write_text('ours\n')
+        self.write('README', 'theirs\n')
+        self.commit('readme')
+        self.fail_with('not part of the series', 'refresh.py')
+
+
+if __name__ == '__main__':
+    unittest.main(testRunner=TAPTestRunner)
