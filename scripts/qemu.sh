@@ -1,0 +1,45 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# usage: qemu.sh DIR WHAT
+#
+# Configures (when needed) and builds DIR/obj from DIR/src.  WHAT is the
+# build's name in messages.
+
+set -euo pipefail
+dir=$1 what=$2
+obj=$dir/obj
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1   # both builds share objects
+
+flags=(
+    --target-list=x86_64-softmmu
+    --cc='ccache gcc' --python=/usr/bin/python3
+    --disable-docs --disable-install-blobs --disable-download
+    --firmwarepath=/usr/share/qemu:/usr/share/seabios:/usr/lib/ipxe/qemu
+    --without-default-features
+    --enable-kvm --enable-tcg --enable-tools
+    --enable-vhost-user --enable-vhost-net --enable-vhost-kernel
+    --enable-vhost-user-blk-server
+    --enable-slirp --enable-pixman --enable-gnutls --enable-fdt=system
+)
+
+# A QEMU that runs from its build folder looks for firmware under qemu-bundle.
+link_firmware() {
+    local bundle=$obj/qemu-bundle
+
+    mkdir -p "$bundle/usr/share" "$bundle/usr/lib/ipxe"
+    ln -sfn /usr/share/qemu "$bundle/usr/share/qemu"
+    ln -sfn /usr/share/seabios "$bundle/usr/share/seabios"
+    ln -sfn /usr/lib/ipxe/qemu "$bundle/usr/lib/ipxe/qemu"
+}
+
+if [ ! -e "$obj/build.ninja" ] ||
+   [ "${flags[*]}" != "$(cat "$obj/flags" 2>/dev/null)" ]; then
+    mkdir -p "$obj"
+    rm -f "$obj/flags"
+    scripts/step.sh "configuring $what" "$dir/configure.log" \
+        env -C "$obj" ../src/configure "${flags[@]}"
+    echo "${flags[*]}" >"$obj/flags"
+fi
+scripts/step.sh "building $what" "$dir/build.log" ninja -C "$obj"
+link_firmware
