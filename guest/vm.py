@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A QEMU process that runs, or will receive, our guest
+
+The machine has what vhost-user needs (shared memory), free slots for
+hot-plug (HOTPLUG_BUSES), and ports for the agent; the rest is up to the user.
+"""
+import os
+import socket
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from . import IMAGE, OBJ, existing
+from .agent import Guest, GuestError
+
+# pylint: disable=wrong-import-order
+from qemu.machine import QEMUMachine
+
+HOTPLUG_BUSES = ('slot0', 'slot1', 'slot2', 'slot3')
+
+
+class VM(QEMUMachine):
+    """
+    A QEMU process.
+
+    @param args: more arguments for QEMU
+    @param obj: the folder where QEMU was built
+    @param guest: the guest that will move here; a new one by default
+    @param memory: size of the guest's memory
+    @param ram: the memory backend, without id and size
+    @param fio: does the guest need fio?  It boots slower with it.
+    """
+    # pylint: disable=too-many-arguments
+
+    def __init__(self, *args: str, obj: Path = OBJ,
+                 guest: Optional[Guest] = None, memory: str = '256M',
+                 ram: str = 'memory-backend-memfd,share=on',
+                 fio: bool = False) -> None:
+        binary = existing(obj / 'qemu-system-x86_64', 'run ./run build')
+        super().__init__(str(binary), qmp_timer=60)
+        self.guest = guest or Guest()
+        self._agent: Optional[socket.socket] = None
+        self._extra = args
+        if fio:
+            memory = '512M'
+        self.add_args(
+            '-machine', 'q35,usb=off,memory-backend=ram', '-accel', 'tcg',
+            '-nodefaults', '-no-user-config', '-no-reboot', '-m', memory,
+            '-object', f'{ram},id=ram,size={memory}',
+            '-kernel', self._image('vmlinuz'),
+            '-initrd', self._image('initrd-fio' if fio else 'initrd'),
+            '-append', 'console=ttyS0 quiet panic=-1',
+            '-chardev', f'file,id=console,path={self.console}',
+            '-serial', 'chardev:console', '-device', 'virtio-serial-pci')
+        for number, bus in enumerate(HOTPLUG_BUSES):
+            self.add_args('-device', f'pcie-root-port,id={bus},'
+                                     f'chassis={number + 1}')
+
+    @staticmethod
+    def _image(name: str) -> str:
+        return str(existing(IMAGE / name, 'run guest/build-image.sh'))
+
+    @property
+    def console(self) -> Path:
+        """The file that gets what the guest's kernel says."""
+        return Path(self.temp_dir, 'console')
+
+    def path(self, name: str) -> str:
+        """A path in a folder that goes away with the VM."""
+        return os.path.join(self.temp_dir, name)
+
+    def launch(self) -> None:
+        """Start QEMU, with the ports of the agent."""
+        ours: Dict[str, socket.socket] = {}
+        theirs: List[socket.socket] = []
+        for name in ('agent', 'records'):
+            ours[name], sock = socket.socketpair()
+            sock.set_inheritable(True)
+            theirs.append(sock)
+            self.add_args('-chardev', f'socket,id={name},fd={sock.fileno()}',
+                          '-device', f'virtserialport,chardev={name},'
+                                     f'name={name}')
+        self.add_args(*self._extra)
+        try:
+            super().launch()
+        finally:
+            for sock in theirs:
+                sock.close()
+        self._agent = ours['agent']
+        self.guest.add_ports(**ours)
+
+    def boot(self) -> 'VM':
+        """Start QEMU and wait until the guest is up."""
+        self.launch()
+        return self.wait_booted()
+
+    def wait_booted(self) -> 'VM':
+        """Wait until the guest is up."""
+        try:
+            self.guest.wait_booted()
+        except GuestError as error:
+            console = self.console.read_text(errors='replace')
+            raise GuestError(f'the guest did not boot: {error}; its console '
+                             f'ends with: {console[-2000:]}') from error
+        return self
+
+    def take_guest(self) -> None:
+        """The guest runs here now: send commands through this QEMU."""
+        assert self._agent
+        self.guest.moved_to(self._agent)
+
+    def add_chardev(self, name: str, path: str, **options: object) -> None:
+        """Create a chardev that is a client of a UNIX socket."""
+        address = {'type': 'unix', 'data': {'path': path}}
+        backend = {'addr': address, 'server': False,
+                   **{k.replace('_', '-'): v for k, v in options.items()}}
+        self.cmd('chardev-add', id=name,
+                 backend={'type': 'socket', 'data': backend})
+
+    def chardev(self, name: str) -> Optional[Dict[str, object]]:
+        """What query-chardev says of a chardev; None if there is none."""
+        for info in self.cmd('query-chardev'):
+            if info['label'] == name:
+                return info
+        return None
+
+    def delete_device(self, name: str) -> None:
+        """Unplug a device and wait until the guest has let it go."""
+        self.cmd('device_del', id=name)
+        self.event_wait('DEVICE_DELETED', match={'data': {'device': name}})
