@@ -24,7 +24,8 @@ die() {
 download() {
     local version
 
-    dsc=$(find $dl -name "qemu_$release.*.dsc" 2>/dev/null | sort -V | tail -n 1)
+    mkdir -p $dl/partial
+    dsc=$(find $dl -name "qemu_$release.*.dsc" | sort -V | tail -n 1)
     if [ "$dsc" ]; then
         return
     fi
@@ -34,7 +35,6 @@ download() {
     if [ -z "$version" ]; then
         die "the source packages in build/apt/sources.list have no QEMU $release; $give"
     fi
-    mkdir -p $dl/partial
     scripts/step.sh "downloading QEMU $version" build/download.log \
         env -C $dl/partial apt-get -c "$PWD/build/apt/apt.conf" \
         source --download-only --only-source "qemu=$version" ||
