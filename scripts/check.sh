@@ -1,0 +1,18 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# usage: check.sh [ARGUMENTS OF "meson test"]
+#
+# Runs the tests; the last line is the count.  Fails when a test failed, and
+# when none ran.
+
+set -u
+cd "$(dirname "$0")/.."
+log=build/meson/meson-logs/testlog.json
+
+rm -f $log
+# The time limits are for machines with nothing else to do.
+meson test -C build/meson --print-errorlogs --timeout-multiplier 3 "$@" </dev/null
+status=$?
+python3 -B scripts/count-results.py $log || exit 1
+exit $status
