@@ -5,7 +5,6 @@ A QEMU process that runs, or will receive, our guest
 The machine has what vhost-user needs (shared memory), free slots for
 hot-plug (HOTPLUG_BUSES), and ports for the agent; the rest is up to the user.
 """
-import os
 import socket
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -50,7 +49,6 @@ class VM(QEMUMachine):
             '-kernel', self._image('vmlinuz'),
             '-initrd', self._image('initrd-fio' if fio else 'initrd'),
             '-append', 'console=ttyS0 quiet panic=-1',
-            '-chardev', f'file,id=console,path={self.console}',
             '-serial', 'chardev:console', '-device', 'virtio-serial-pci')
         for number, bus in enumerate(HOTPLUG_BUSES):
             self.add_args('-device', f'pcie-root-port,id={bus},'
@@ -65,10 +63,6 @@ class VM(QEMUMachine):
         """The file that gets what the guest's kernel says."""
         return Path(self.temp_dir, 'console')
 
-    def path(self, name: str) -> str:
-        """A path in a folder that goes away with the VM."""
-        return os.path.join(self.temp_dir, name)
-
     def launch(self) -> None:
         """Start QEMU, with the ports of the agent."""
         ours: Dict[str, socket.socket] = {}
@@ -80,12 +74,18 @@ class VM(QEMUMachine):
             self.add_args('-chardev', f'socket,id={name},fd={sock.fileno()}',
                           '-device', f'virtserialport,chardev={name},'
                                      f'name={name}')
-        self.add_args(*self._extra)
+        self.add_args('-chardev', f'file,id=console,path={self.console}',
+                      *self._extra)
         try:
             super().launch()
+        except BaseException:
+            for sock in ours.values():
+                sock.close()
+            raise
         finally:
             for sock in theirs:
                 sock.close()
+        self._qmp.settimeout(60)
         self._agent = ours['agent']
         self.guest.add_ports(**ours)
 

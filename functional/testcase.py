@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+What functional tests share: resources that go away with the test, and TAP
+"""
+import os
+import socket
+import tempfile
+import unittest
+from typing import Any
+
+import pycotap
+
+from guest.backend import Backend, SampleBackend, StorageDaemon, make_disk
+from guest.vm import VM
+
+
+class Server:
+    """A UNIX socket server for one client, which is QEMU."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(1)
+        self._listener.settimeout(30)
+        self._client = socket.socket()
+
+    def accept(self) -> None:
+        """Take the connection that QEMU has made."""
+        self._client, _ = self._listener.accept()
+        self._client.settimeout(30)
+
+    def send(self, text: str) -> None:
+        """Send to QEMU."""
+        self._client.sendall(text.encode())
+
+    def expect(self, text: str) -> None:
+        """Wait until QEMU has sent this, whatever comes before it."""
+        received = b''
+        while text.encode() not in received:
+            data = self._client.recv(4096)
+            if not data:
+                raise EOFError(f'expected {text!r} from QEMU, got '
+                               f'{received!r} and the end')
+            received += data
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._client.close()
+        self._listener.close()
+
+
+class TestCase(unittest.TestCase):
+    """A test whose processes, sockets and files go away with it."""
+
+    def setUp(self) -> None:
+        # pylint: disable=consider-using-with
+        folder = tempfile.TemporaryDirectory(prefix='qemu-functional-')
+        self.addCleanup(folder.cleanup)
+        self._folder = folder.name
+
+    def path(self, name: str) -> str:
+        """A path in the test's own folder."""
+        return os.path.join(self._folder, name)
+
+    def vm(self, *args: str, **options: Any) -> VM:
+        """A VM that is not started yet; see guest.vm.VM."""
+        vm = VM(*args, **options)
+        self.addCleanup(vm.shutdown)
+        return vm
+
+    def _backend(self, backend: Backend) -> Backend:
+        self.addCleanup(backend.__exit__, None, None, None)
+        return backend
+
+    def storage_daemon(self, name: str = 'disk', *filters: str) -> Backend:
+        """A qemu-storage-daemon that is not started yet."""
+        return self._backend(StorageDaemon(
+            self.path(f'{name}.sock'), make_disk(self.path(f'{name}.img')),
+            *filters))
+
+    def sample_backend(self, name: str = 'disk') -> Backend:
+        """A contrib/vhost-user-blk that is not started yet."""
+        return self._backend(SampleBackend(
+            self.path(f'{name}.sock'), make_disk(self.path(f'{name}.img'))))
+
+    def server(self, name: str) -> Server:
+        """A socket server that listens at path(name)."""
+        server = Server(self.path(name))
+        self.addCleanup(server.close)
+        return server
+
+
+def main() -> None:
+    """Run the tests of the module that was started, with TAP on stdout."""
+    unittest.main(testRunner=pycotap.TAPTestRunner(
+        message_log=pycotap.LogMode.LogToYAML,
+        test_output_log=pycotap.LogMode.LogToError))
