@@ -334,7 +334,7 @@ static void open_device(void)
     }
 }
 
-static void stop(int sig)
+static void stop(int sig __attribute__((unused)))
 {
     stopping = 1;
 }

@@ -16,12 +16,13 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 out=build/guest
+apt=$PWD/build/apt/apt.conf
 init=guest/init
 blkverify=build/meson/guest/blkverify
 drivers=(virtio_pci virtio_blk virtio_console)
 
 die() {
-    echo "guest/build-image.sh: $*" >&2
+    echo "error: $*." >&2
     exit 1
 }
 
@@ -29,32 +30,28 @@ need() {
     [ -e "$1" ] || die "$1 is missing: $2"
 }
 
-# download_kernel: sets $deb to the newest kernel package of this release.
-download_kernel() {
-    local config package hint
-
-    config=$PWD/build/apt/apt.conf
-    if [ -e "$config" ]; then
-        export APT_CONFIG=$config
-    fi
-    hint="see $PWD/$out/download.log, or give a package by GUEST_KERNEL_DEB="
-    package=$(kernel_package)
-    if [ -z "$package" ]; then
-        apt-get update >"$out/download.log" 2>&1 || die "apt-get update failed: $hint"
-        package=$(kernel_package)
-        [ "$package" ] || die "apt knows no linux-image-cloud-amd64: $hint"
-    fi
-    mkdir -p "$out/download"
-    (cd "$out/download" && apt-get download "$package") >"$out/download.log" 2>&1 ||
-        die "cannot download $package: $hint"
-    mv "$out/download/$package"_*.deb "$out/"
-    deb=$(echo "$out/$package"_*.deb)
-}
-
 # linux-image-cloud-amd64 is empty; it depends on the package with the kernel.
 kernel_package() {
-    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+    apt-cache -c "$apt" depends linux-image-cloud-amd64 |
         awk '$1 == "Depends:" { print $2; exit }'
+}
+
+# download_kernel: gets the kernel package of this release, sets $deb.
+download_kernel() {
+    local package
+
+    scripts/apt.sh
+    package=$(kernel_package)
+    [ "$package" ] || die 'apt has no linux-image-cloud-amd64: give another' \
+                          'kernel package by GUEST_KERNEL_DEB=FILE'
+    mkdir -p "$out/download"
+    echo "downloading the guest's kernel ($package)"
+    (cd "$out/download" && apt-get -c "$apt" download "$package") \
+        >"$out/download.log" 2>&1 ||
+        die "cannot download $package (log: $out/download.log): give a kernel" \
+            'package by GUEST_KERNEL_DEB=FILE'
+    deb=$out/$(basename "$out/download/$package"_*.deb)
+    mv "$out/download/$package"_*.deb "$deb"
 }
 
 unpack_kernel() {
@@ -93,7 +90,7 @@ archive() {
 }
 
 mkdir -p "$out"
-need "$blkverify" 'run "meson compile -C build/meson"'
+need "$blkverify" 'run ./run check, or meson compile -C build/meson'
 busybox=$(command -v busybox) || die 'install the package busybox-static'
 fio=$(command -v fio) || die 'install the package fio'
 command -v cpio >/dev/null || die 'install the package cpio'
