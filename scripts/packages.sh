@@ -18,7 +18,7 @@ new_enough() {
 }
 
 installed_version() {
-    dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null |
+    { dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$1" 2>/dev/null || true; } |
         sed -n 's/^installed //p' | head -n 1
 }
 
