@@ -144,7 +144,7 @@ class DeferredConnect(TestCase):
         backend.kill()
         backend.start()
         vm.guest.wait_records(100)
-        vm.guest.run('pkill -TERM blkverify')
+        vm.guest.run('killall blkverify')
         summary = Summary.parse(vm.guest.wait(writer).output)
         self.assertEqual((summary.verified, summary.errors),
                          (summary.written, 0))
@@ -175,7 +175,7 @@ class DeferredConnect(TestCase):
                 vm.launch()
             self.assertEqual(caught.exception.exitcode, 1, frontend)
             self.assertRegex(caught.exception.output,
-                             f"{frontend[0]}.*'c'.*{path}")
+                             f"chardev 'c'.*{path}")
 
 
 if __name__ == '__main__':
