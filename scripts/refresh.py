@@ -165,6 +165,8 @@ def replace(old, entries, new_patches, new_root, patches, root):
 
 
 def main(tree, patches, root, force):
+    if not tree.is_dir():
+        raise SeriesError(f'{tree} does not exist: "./run build" makes it.')
     git = Git(tree)
     commits = commits_of(git)
     if not force:
