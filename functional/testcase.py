@@ -93,5 +93,5 @@ class TestCase(unittest.TestCase):
 def main() -> None:
     """Run the tests of the module that was started, with TAP on stdout."""
     unittest.main(testRunner=pycotap.TAPTestRunner(
-        message_log=pycotap.LogMode.LogToYAML,
+        message_log=pycotap.LogMode.LogToError,
         test_output_log=pycotap.LogMode.LogToError))
