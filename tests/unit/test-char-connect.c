@@ -1,0 +1,1487 @@
+/*
+ * Chardevs that connect when they are needed, not when they are created
+ *
+ * The first half drives the mechanism with a backend class of its own, the
+ * second half takes every form of socket chardev through its life.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#ifdef CONFIG_AF_VSOCK
+#include <linux/vm_sockets.h>
+#endif
+#include "qemu/cutils.h"
+#include "qemu/main-loop.h"
+#include "qemu/module.h"
+#include "qemu/sockets.h"
+#include "chardev/char-fe.h"
+#include "chardev/char-socket.h"
+#include "io/channel-socket.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-char.h"
+#include "qapi/qapi-commands-yank.h"
+#include "qom/object_interfaces.h"
+#ifdef CONFIG_TASN1
+#include "crypto-tls-x509-helpers.h"
+#endif
+
+#define TYPE_CHARDEV_FAKE "chardev-fake"
+OBJECT_DECLARE_SIMPLE_TYPE(FakeChardev, CHARDEV_FAKE)
+
+/* A backend whose peer comes and goes as the test says */
+struct FakeChardev {
+    Chardev parent;
+    bool connected;
+};
+
+static struct {
+    int inits;
+    int connects;
+    int finalized;
+    bool refuse_init;
+    bool refuse_connect;
+} fake;
+
+static bool fake_init(Chardev *chr, ChardevBackend *backend, Error **errp)
+{
+    fake.inits++;
+    if (fake.refuse_init) {
+        error_setg(errp, "bad options");
+        return false;
+    }
+    return true;
+}
+
+static bool fake_connect(Chardev *chr, Error **errp)
+{
+    fake.connects++;
+    if (fake.refuse_connect) {
+        error_setg(errp, "nobody is there");
+        return false;
+    }
+    CHARDEV_FAKE(chr)->connected = true;
+    qemu_chr_be_event(chr, CHR_EVENT_OPENED);
+    return true;
+}
+
+static ChardevConnectionState fake_connection_state(Chardev *chr)
+{
+    return CHARDEV_FAKE(chr)->connected ? CHARDEV_CONNECTION_STATE_CONNECTED
+                                        : CHARDEV_CONNECTION_STATE_DISCONNECTED;
+}
+
+static void fake_finalize(Object *obj)
+{
+    fake.finalized++;
+}
+
+static void fake_class_init(ObjectClass *oc, const void *data)
+{
+    ChardevClass *cc = CHARDEV_CLASS(oc);
+
+    cc->init = fake_init;
+    cc->connect = fake_connect;
+    cc->chr_connection_state = fake_connection_state;
+}
+
+static const TypeInfo fake_type_info = {
+    .name = TYPE_CHARDEV_FAKE,
+    .parent = TYPE_CHARDEV,
+    .instance_size = sizeof(FakeChardev),
+    .instance_finalize = fake_finalize,
+    .class_init = fake_class_init,
+};
+
+/* A front end that notes what it sees */
+typedef struct Front {
+    CharFrontend fe;
+    GString *in;
+    int opened;
+    int closed;
+    bool refuse_change;
+} Front;
+
+static int front_can_read(void *opaque)
+{
+    return 64;
+}
+
+static void front_read(void *opaque, const uint8_t *buf, int size)
+{
+    Front *f = opaque;
+
+    g_string_append_len(f->in, (const char *)buf, size);
+}
+
+static void front_event(void *opaque, QEMUChrEvent event)
+{
+    Front *f = opaque;
+
+    f->opened += event == CHR_EVENT_OPENED;
+    f->closed += event == CHR_EVENT_CLOSED;
+}
+
+static int front_change(void *opaque);
+
+static void front_listen(Front *f, GMainContext *context)
+{
+    if (!f->in) {
+        f->in = g_string_new("");
+    }
+    qemu_chr_fe_set_handlers(&f->fe, front_can_read, front_read, front_event,
+                             front_change, f, context, true);
+}
+
+static int front_change(void *opaque)
+{
+    Front *f = opaque;
+
+    if (f->refuse_change) {
+        return -1;
+    }
+    front_listen(f, NULL);
+    return 0;
+}
+
+static void front_attach(Front *f, Chardev *chr)
+{
+    g_assert_true(qemu_chr_fe_init(&f->fe, chr, &error_abort));
+    front_listen(f, NULL);
+}
+
+static void front_detach(Front *f)
+{
+    qemu_chr_fe_deinit(&f->fe, false);
+    if (f->in) {
+        g_string_free(f->in, true);
+    }
+    *f = (Front) {};
+}
+
+/* Attaching must fail, for the reason given, and leave no trace */
+static void assert_attach_fails(Chardev *chr, const char *reason)
+{
+    CharFrontend fe = {};
+    Error *err = NULL;
+
+    g_assert_false(qemu_chr_fe_init(&fe, chr, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), chr->label));
+    g_assert_nonnull(strstr(error_get_pretty(err), reason));
+    error_free(err);
+    g_assert_null(fe.chr);
+    g_assert_null(chr->fe);
+}
+
+static ChardevInfo *chardev_info(ChardevInfoList *list, const char *id)
+{
+    while (list && !g_str_equal(list->value->label, id)) {
+        list = list->next;
+    }
+    g_assert_nonnull(list);
+    return list->value;
+}
+
+static bool chardev_is(const char *id, ChardevConnectionState state)
+{
+    g_autoptr(ChardevInfoList) list = qmp_query_chardev(&error_abort);
+    ChardevInfo *info = chardev_info(list, id);
+
+    g_assert_true(info->has_state);
+    return info->state == state;
+}
+
+#define assert_postponed(id) \
+    g_assert_true(chardev_is(id, CHARDEV_CONNECTION_STATE_POSTPONED))
+#define assert_connected(id) \
+    g_assert_true(chardev_is(id, CHARDEV_CONNECTION_STATE_CONNECTED))
+
+#define wait_for(condition)         \
+    do {                            \
+        while (!(condition)) {      \
+            main_loop_wait(false);  \
+        }                           \
+    } while (0)
+
+/* Let everything happen that is ready to happen */
+static void run_pending(void)
+{
+    int i;
+
+    for (i = 0; i < 10; i++) {
+        main_loop_wait(true);
+    }
+}
+
+static Chardev *fake_new(void)
+{
+    memset(&fake, 0, sizeof(fake));
+    return qemu_chardev_new("fake0", TYPE_CHARDEV_FAKE, NULL, NULL,
+                            &error_abort);
+}
+
+static void chardev_remove(const char *id)
+{
+    qmp_chardev_remove(id, &error_abort);
+    g_assert_null(qemu_chr_find(id));
+}
+
+static void test_create(void)
+{
+    Chardev *chr = fake_new();
+
+    g_assert_cmpint(fake.inits, ==, 1);
+    g_assert_cmpint(fake.connects, ==, 0);
+    g_assert_cmpstr(chr->filename, ==, "fake");
+    g_assert_false(chr->be_open);
+    assert_postponed("fake0");
+
+    chardev_remove("fake0");
+    g_assert_cmpint(fake.connects, ==, 0);
+    g_assert_cmpint(fake.finalized, ==, 1);
+}
+
+static void test_create_fails(void)
+{
+    Error *err = NULL;
+
+    memset(&fake, 0, sizeof(fake));
+    fake.refuse_init = true;
+    g_assert_null(qemu_chardev_new("fake0", TYPE_CHARDEV_FAKE, NULL, NULL,
+                                   &err));
+    error_free_or_abort(&err);
+    g_assert_null(qemu_chr_find("fake0"));
+    g_assert_cmpint(fake.finalized, ==, 1);
+    g_assert_cmpint(fake.connects, ==, 0);
+}
+
+static void test_attach(void)
+{
+    Chardev *chr = fake_new();
+    Front f = {};
+    CharFrontend second = {};
+    Error *err = NULL;
+
+    front_attach(&f, chr);
+    g_assert_cmpint(fake.connects, ==, 1);
+    g_assert_cmpint(f.opened, ==, 1);
+    assert_connected("fake0");
+
+    g_assert_false(qemu_chr_fe_init(&second, chr, &err));
+    error_free_or_abort(&err);
+    g_assert_true(chr->fe == &f.fe);
+
+    front_detach(&f);
+    front_attach(&f, chr);
+    g_assert_cmpint(fake.connects, ==, 1);
+    g_assert_cmpint(f.opened, ==, 1);
+
+    front_detach(&f);
+    chardev_remove("fake0");
+}
+
+static void test_attach_nothing(void)
+{
+    CharFrontend fe = {};
+
+    g_assert_true(qemu_chr_fe_init(&fe, NULL, &error_abort));
+    g_assert_true(qemu_chr_fe_init_no_connect(&fe, NULL, &error_abort));
+}
+
+static void test_retry(void)
+{
+    Chardev *chr = fake_new();
+    Front f = {};
+    Error *err = NULL;
+
+    fake.refuse_connect = true;
+    assert_attach_fails(chr, "nobody is there");
+    assert_attach_fails(chr, "nobody is there");
+    g_assert_cmpint(qemu_chr_wait_connected(chr, &err), <, 0);
+    g_assert_nonnull(strstr(error_get_pretty(err), "fake0"));
+    error_free(err);
+    g_assert_cmpint(fake.connects, ==, 3);
+    assert_postponed("fake0");
+
+    fake.refuse_connect = false;
+    front_attach(&f, chr);
+    g_assert_cmpint(fake.connects, ==, 4);
+    g_assert_cmpint(f.opened, ==, 1);
+    assert_connected("fake0");
+
+    front_detach(&f);
+    chardev_remove("fake0");
+}
+
+static void test_remove_after_failure(void)
+{
+    Chardev *chr = fake_new();
+
+    fake.refuse_connect = true;
+    assert_attach_fails(chr, "nobody is there");
+    chardev_remove("fake0");
+    g_assert_cmpint(fake.finalized, ==, 1);
+}
+
+static void test_wait_connected(void)
+{
+    Chardev *chr = fake_new();
+
+    g_assert_cmpint(qemu_chr_wait_connected(chr, &error_abort), ==, 0);
+    g_assert_cmpint(qemu_chr_wait_connected(chr, &error_abort), ==, 0);
+    g_assert_cmpint(fake.connects, ==, 1);
+    chardev_remove("fake0");
+}
+
+static void test_no_connect(void)
+{
+    Chardev *chr = fake_new();
+    Front f = {};
+
+    g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
+    g_assert_true(chr->fe == &f.fe);
+    assert_postponed("fake0");
+
+    front_detach(&f);
+    g_assert_cmpint(fake.connects, ==, 0);
+
+    g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
+    g_assert_cmpint(qemu_chr_fe_wait_connected(&f.fe, &error_abort), ==, 0);
+    g_assert_cmpint(fake.connects, ==, 1);
+
+    front_detach(&f);
+    chardev_remove("fake0");
+}
+
+static void test_no_connect_any_class(void)
+{
+    Chardev *chr = qemu_chardev_new("null0", TYPE_CHARDEV_NULL, NULL, NULL,
+                                    &error_abort);
+    g_autoptr(ChardevInfoList) list = qmp_query_chardev(&error_abort);
+    CharFrontend fe = {};
+
+    g_assert_false(chr->connect_postponed);
+    g_assert_false(chardev_info(list, "null0")->has_state);
+    g_assert_true(qemu_chr_fe_init_no_connect(&fe, chr, &error_abort));
+    g_assert_cmpint(qemu_chr_fe_wait_connected(&fe, &error_abort), ==, 0);
+    qemu_chr_fe_deinit(&fe, true);
+}
+
+/* A mux and a hub are the front ends of what they stand on */
+static void check_stacked(ChardevBackend *backend)
+{
+    g_autoptr(ChardevReturn) ret = NULL;
+    Chardev *chr = fake_new();
+    Error *err = NULL;
+
+    fake.refuse_connect = true;
+    g_assert_null(qmp_chardev_add("top0", backend, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "fake0"));
+    error_free(err);
+    g_assert_null(qemu_chr_find("top0"));
+    g_assert_null(chr->fe);
+    assert_postponed("fake0");
+
+    fake.refuse_connect = false;
+    ret = qmp_chardev_add("top0", backend, &error_abort);
+    g_assert_cmpint(fake.connects, ==, 2);
+    assert_connected("fake0");
+
+    chardev_remove("top0");
+    chardev_remove("fake0");
+}
+
+static void test_mux(void)
+{
+    check_stacked(&(ChardevBackend) {
+        .type = CHARDEV_BACKEND_KIND_MUX,
+        .u.mux.data = &(ChardevMux) { .chardev = (char *)"fake0" },
+    });
+}
+
+static void test_hub(void)
+{
+    check_stacked(&(ChardevBackend) {
+        .type = CHARDEV_BACKEND_KIND_HUB,
+        .u.hub.data = &(ChardevHub) {
+            .chardevs = &(strList) { .value = (char *)"fake0" },
+        },
+    });
+}
+
+/*
+ * Socket chardevs
+ */
+
+static char *tmpdir;
+
+typedef struct Family {
+    const char *name;
+    SocketAddressType type;
+    bool abstract;
+} Family;
+
+static const Family families[] = {
+    { "unix", SOCKET_ADDRESS_TYPE_UNIX },
+#ifdef CONFIG_LINUX
+    { "abstract", SOCKET_ADDRESS_TYPE_UNIX, .abstract = true },
+#endif
+    { "inet", SOCKET_ADDRESS_TYPE_INET },
+#ifdef CONFIG_AF_VSOCK
+    { "vsock", SOCKET_ADDRESS_TYPE_VSOCK },
+#endif
+};
+
+/* Storage for an address; @family and @number make it unlike all others */
+typedef struct Address {
+    SocketAddressLegacy legacy;
+    InetSocketAddress inet;
+    UnixSocketAddress un;
+    VsockSocketAddress vsock;
+    FdSocketAddress fd;
+    char text[128];
+} Address;
+
+static void address_init(Address *a, const Family *family)
+{
+    static int count;
+
+    *a = (Address) { .legacy.type = family->type };
+    switch (family->type) {
+    case SOCKET_ADDRESS_TYPE_UNIX:
+        snprintf(a->text, sizeof(a->text), "%s/%d.sock", tmpdir, count++);
+        a->un.path = a->text;
+#ifdef CONFIG_LINUX
+        a->un.has_abstract = true;
+        a->un.abstract = family->abstract;
+#endif
+        a->legacy.u.q_unix.data = &a->un;
+        break;
+    case SOCKET_ADDRESS_TYPE_INET:
+        a->inet.host = (char *)"127.0.0.1";
+        strcpy(a->text, "0");
+        a->inet.port = a->text;
+        a->legacy.u.inet.data = &a->inet;
+        break;
+    case SOCKET_ADDRESS_TYPE_VSOCK:
+        a->vsock.cid = (char *)"1";
+        snprintf(a->text, sizeof(a->text), "%d", 0x51e00000 + getpid() % 4096 +
+                 4096 * count++);
+        a->vsock.port = a->text;
+        a->legacy.u.vsock.data = &a->vsock;
+        break;
+    default:
+        g_assert_not_reached();
+    }
+}
+
+static void address_init_fd(Address *a, int fd)
+{
+    *a = (Address) { .legacy.type = SOCKET_ADDRESS_TYPE_FD };
+    snprintf(a->text, sizeof(a->text), "%d", fd);
+    a->fd.str = a->text;
+    a->legacy.u.fd.data = &a->fd;
+}
+
+/*
+ * Take an address without listening on it: connecting is refused until
+ * somebody calls listen() on the returned socket. Returns -1 if the host does
+ * not know the family.
+ */
+static int address_bind(Address *a, const Family *family)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_un un;
+        struct sockaddr_in in;
+#ifdef CONFIG_AF_VSOCK
+        struct sockaddr_vm vm;
+#endif
+    } sa = {};
+    socklen_t len = sizeof(sa.in);
+    int fd;
+
+    address_init(a, family);
+    switch (family->type) {
+    case SOCKET_ADDRESS_TYPE_UNIX:
+        sa.un.sun_family = AF_UNIX;
+        strcpy(sa.un.sun_path + family->abstract, a->text);
+        len = offsetof(struct sockaddr_un, sun_path) + strlen(a->text) + 1;
+        break;
+    case SOCKET_ADDRESS_TYPE_INET:
+        sa.in.sin_family = AF_INET;
+        sa.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        break;
+#ifdef CONFIG_AF_VSOCK
+    case SOCKET_ADDRESS_TYPE_VSOCK:
+        sa.vm.svm_family = AF_VSOCK;
+        sa.vm.svm_cid = atoi(a->vsock.cid);
+        sa.vm.svm_port = atoi(a->vsock.port);
+        len = sizeof(sa.vm);
+        break;
+#endif
+    default:
+        g_assert_not_reached();
+    }
+
+    fd = qemu_socket(sa.any.sa_family, SOCK_STREAM, 0);
+    if (fd < 0) {
+        return -1;
+    }
+    if (bind(fd, &sa.any, len) < 0) {
+        g_assert_cmpint(family->type, ==, SOCKET_ADDRESS_TYPE_VSOCK);
+        close(fd);
+        return -1;
+    }
+    if (family->type == SOCKET_ADDRESS_TYPE_INET) {
+        g_assert_cmpint(getsockname(fd, &sa.any, &len), ==, 0);
+        snprintf(a->text, sizeof(a->text), "%d", ntohs(sa.in.sin_port));
+    }
+    return fd;
+}
+
+static void address_release(Address *a, int fd)
+{
+    close(fd);
+    if (a->un.path && !(a->un.has_abstract && a->un.abstract)) {
+        g_unlink(a->un.path);
+    }
+}
+
+static bool skip_without(const Family *family)
+{
+    Address a;
+    int fd = address_bind(&a, family);
+
+    if (fd < 0) {
+        g_test_skip("this host has no such sockets");
+        return true;
+    }
+    address_release(&a, fd);
+    return false;
+}
+
+static Chardev *socket_add_errp(const char *id, ChardevSocket sock, Address *a,
+                                Error **errp)
+{
+    ChardevBackend backend = {
+        .type = CHARDEV_BACKEND_KIND_SOCKET,
+        .u.socket.data = &sock,
+    };
+    g_autoptr(ChardevReturn) ret = NULL;
+
+    sock.addr = &a->legacy;
+    sock.has_server = true;
+    ret = qmp_chardev_add(id, &backend, errp);
+    return ret ? qemu_chr_find(id) : NULL;
+}
+
+static Chardev *socket_add(const char *id, ChardevSocket sock, Address *a)
+{
+    return socket_add_errp(id, sock, a, &error_abort);
+}
+
+/* Connect to a chardev that is a server; the result blocks */
+static int peer_connect(Chardev *chr)
+{
+    int fd = socket_connect(SOCKET_CHARDEV(chr)->addr, &error_abort);
+
+    qemu_set_blocking(fd, true, &error_abort);
+    return fd;
+}
+
+static int peer_accept(int listener)
+{
+    int fd = qemu_accept(listener, NULL, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    return fd;
+}
+
+static void peer_expect(int fd, const char *data, size_t len)
+{
+    g_autofree char *buf = g_malloc(len);
+    size_t got = 0;
+
+    while (got < len) {
+        ssize_t n = recv(fd, buf + got, len - got, 0);
+
+        g_assert_cmpint(n, >, 0);
+        got += n;
+    }
+    g_assert_cmpmem(buf, len, data, len);
+}
+
+/* Data passes in both directions */
+static void check_link(Front *f, int peer)
+{
+    g_string_truncate(f->in, 0);
+    g_assert_cmpint(send(peer, "to qemu", 7, 0), ==, 7);
+    wait_for(f->in->len == 7);
+    g_assert_cmpstr(f->in->str, ==, "to qemu");
+
+    g_assert_cmpint(qemu_chr_fe_write_all(&f->fe, (uint8_t *)"from", 4), ==, 4);
+    peer_expect(peer, "from", 4);
+}
+
+static void test_client(gconstpointer opaque)
+{
+    const Family *family = opaque;
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener, peer;
+
+    if (skip_without(family)) {
+        return;
+    }
+    listener = address_bind(&a, family);
+
+    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    assert_postponed("c0");
+    assert_attach_fails(chr, a.text);
+    assert_postponed("c0");
+
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    front_attach(&f, chr);
+    assert_connected("c0");
+    g_assert_cmpint(f.opened, ==, 1);
+    peer = peer_accept(listener);
+    check_link(&f, peer);
+
+    close(peer);
+    wait_for(f.closed);
+    g_assert_true(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
+
+    front_detach(&f);
+    chardev_remove("c0");
+    address_release(&a, listener);
+}
+
+/* With wait=off, a server serves before anything is attached to it */
+static void test_server(gconstpointer opaque)
+{
+    const Family *family = opaque;
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int peer;
+
+    if (skip_without(family)) {
+        return;
+    }
+    address_init(&a, family);
+
+    chr = socket_add("s0", (ChardevSocket) { .server = true }, &a);
+    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
+    peer = peer_connect(chr);
+    wait_for(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTED));
+
+    front_attach(&f, chr);
+    g_assert_cmpint(f.opened, ==, 1);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    close(peer);
+    chardev_remove("s0");
+}
+
+/* With wait=on, it listens but accepts only for a front end */
+static void test_server_wait(gconstpointer opaque)
+{
+    const Family *family = opaque;
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int peer;
+
+    if (skip_without(family)) {
+        return;
+    }
+    address_init(&a, family);
+
+    chr = socket_add("s0", (ChardevSocket) {
+        .server = true, .has_wait = true, .wait = true
+    }, &a);
+    peer = peer_connect(chr);
+    run_pending();
+    assert_postponed("s0");
+
+    front_attach(&f, chr);
+    g_assert_cmpint(f.opened, ==, 1);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    close(peer);
+    chardev_remove("s0");
+}
+
+/* A front end that comes and goes without connecting takes nothing away */
+static void test_server_wait_no_connect(void)
+{
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int peer;
+
+    address_init(&a, &families[0]);
+    chr = socket_add("s0", (ChardevSocket) {
+        .server = true, .has_wait = true, .wait = true
+    }, &a);
+    g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
+    front_detach(&f);
+
+    peer = peer_connect(chr);
+    run_pending();
+    front_attach(&f, chr);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    close(peer);
+    chardev_remove("s0");
+}
+
+static void test_server_address(void)
+{
+    const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
+    g_autoptr(ChardevInfoList) list = NULL;
+    Address a, b;
+    Chardev *chr;
+    Error *err = NULL;
+
+    address_init(&a, &inet);
+    chr = socket_add("s0", (ChardevSocket) { .server = true }, &a);
+    address_init(&b, &inet);
+    pstrcpy(b.text, sizeof(b.text), SOCKET_CHARDEV(chr)->addr->u.inet.port);
+    g_assert_cmpstr(b.text, !=, "0");
+    list = qmp_query_chardev(&error_abort);
+    g_assert_nonnull(strstr(chardev_info(list, "s0")->filename, b.text));
+
+    g_assert_null(socket_add_errp("s1", (ChardevSocket) { .server = true },
+                                  &b, &err));
+    error_free_or_abort(&err);
+
+    b.inet.has_to = true;
+    b.inet.to = 65535;
+    chr = socket_add("s1", (ChardevSocket) { .server = true }, &b);
+    g_assert_cmpint(atoi(SOCKET_CHARDEV(chr)->addr->u.inet.port), >,
+                    atoi(b.text));
+    close(peer_connect(chr));
+
+    chardev_remove("s1");
+    chardev_remove("s0");
+}
+
+static void test_fd_client(void)
+{
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int sv[2];
+
+    g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
+    address_init_fd(&a, sv[0]);
+    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    assert_connected("c0");
+    front_attach(&f, chr);
+    check_link(&f, sv[1]);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(sv[1]);
+}
+
+static void test_fd_bad(void)
+{
+    Error *err = NULL;
+    Address a;
+    int fd = open("/dev/null", O_RDONLY);
+
+    address_init_fd(&a, fd);
+    g_assert_null(socket_add_errp("c0", (ChardevSocket) { .server = false },
+                                  &a, &err));
+    error_free_or_abort(&err);
+}
+
+static void test_fd_server(void)
+{
+    Front f = {};
+    Address a, b;
+    Chardev *chr;
+    int listener, peer;
+
+    listener = address_bind(&a, &families[0]);
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    address_init_fd(&b, listener);
+    chr = socket_add("s0", (ChardevSocket) {
+        .server = true, .has_wait = true, .wait = true
+    }, &b);
+    peer = peer_connect(chr);
+    front_attach(&f, chr);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    chardev_remove("s0");
+    close(peer);
+    g_unlink(a.text);
+}
+
+/* Descriptors travel with the data */
+static void test_fd_passing(void)
+{
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]);
+    g_autoptr(QIOChannelSocket) ioc = NULL;
+    struct iovec iov = { .iov_base = (char [1]) { }, .iov_len = 1 };
+    g_autofree int *fds = NULL;
+    size_t nfds = 0;
+    struct stat sent, got;
+    int fd = open("/dev/null", O_RDONLY);
+
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    g_assert_true(qemu_chr_has_feature(chr, QEMU_CHAR_FEATURE_FD_PASS));
+    g_assert_true(qemu_chr_has_feature(chr, QEMU_CHAR_FEATURE_RECONNECTABLE));
+    front_attach(&f, chr);
+    ioc = qio_channel_socket_new_fd(peer_accept(listener), &error_abort);
+
+    g_assert_cmpint(qemu_chr_fe_set_msgfds(&f.fe, &fd, 1), ==, 0);
+    g_assert_cmpint(qemu_chr_fe_write_all(&f.fe, (uint8_t *)"x", 1), ==, 1);
+    g_assert_cmpint(qio_channel_readv_full(QIO_CHANNEL(ioc), &iov, 1, &fds,
+                                           &nfds, 0, &error_abort), ==, 1);
+    g_assert_cmpint(nfds, ==, 1);
+    g_assert_cmpint(fstat(fd, &sent), ==, 0);
+    g_assert_cmpint(fstat(fds[0], &got), ==, 0);
+    g_assert_true(sent.st_dev == got.st_dev && sent.st_ino == got.st_ino);
+
+    close(fds[0]);
+    close(fd);
+    front_detach(&f);
+    chardev_remove("c0");
+    address_release(&a, listener);
+}
+
+typedef struct Handshake {
+    ChardevSocket sock;
+    const char *request;
+    const char *reply;
+    size_t reply_len;
+} Handshake;
+
+#define REPLY(text) .reply = text, .reply_len = sizeof(text) - 1
+
+static const Handshake telnet = {
+    .sock = { .has_telnet = true, .telnet = true },
+    REPLY("\xff\xfb\x01\xff\xfb\x03\xff\xfb\x00\xff\xfd\x00"),
+};
+
+static const Handshake tn3270 = {
+    .sock = { .has_tn3270 = true, .tn3270 = true },
+    REPLY("\xff\xfd\x19\xff\xfb\x19\xff\xfd\x00\xff\xfb\x00"
+          "\xff\xfd\x18\xff\xfa\x18\x01\xff\xf0"),
+};
+
+static const Handshake websocket = {
+    .sock = { .has_websocket = true, .websocket = true },
+    .request = "GET / HTTP/1.1\r\n"
+               "Host: here\r\n"
+               "Connection: Upgrade\r\n"
+               "Upgrade: websocket\r\n"
+               "Origin: here\r\n"
+               "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+               "Sec-WebSocket-Version: 13\r\n"
+               "Sec-WebSocket-Protocol: binary\r\n\r\n",
+    REPLY("HTTP/1.1 101 Switching Protocols\r\n"),
+};
+
+/* The handshake is made after attaching, in the main loop */
+static void test_handshake(gconstpointer opaque)
+{
+    const Handshake *h = opaque;
+    ChardevSocket sock = h->sock;
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int peer;
+
+    sock.server = sock.has_wait = sock.wait = true;
+    address_init(&a, &families[0]);
+    chr = socket_add("s0", sock, &a);
+    peer = peer_connect(chr);
+    if (h->request) {
+        g_assert_cmpint(send(peer, h->request, strlen(h->request), 0), ==,
+                        strlen(h->request));
+    }
+    run_pending();
+    assert_postponed("s0");
+
+    front_attach(&f, chr);
+    g_assert_cmpint(f.opened, ==, 0);
+    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    wait_for(f.opened);
+    assert_connected("s0");
+    peer_expect(peer, h->reply, h->reply_len);
+    if (!h->request) {
+        check_link(&f, peer);
+    }
+
+    front_detach(&f);
+    close(peer);
+    chardev_remove("s0");
+}
+
+/* A chardev may go in the middle of a handshake; its peer notices */
+static void test_remove_in_handshake(gconstpointer opaque)
+{
+    const Handshake *h = opaque;
+    ChardevSocket sock = h->sock;
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int peer;
+    char c;
+
+    sock.server = sock.has_wait = sock.wait = true;
+    address_init(&a, &families[0]);
+    chr = socket_add("s0", sock, &a);
+    peer = peer_connect(chr);
+    front_attach(&f, chr);
+    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    front_detach(&f);
+    chardev_remove("s0");
+    run_pending();
+    g_assert_cmpint(recv(peer, &c, 1, 0), ==, 0);
+    close(peer);
+}
+
+/* tn3270 and telnet clients differ from others in name only */
+static void test_telnet_client(void)
+{
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]), peer;
+
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    chr = socket_add("c0", (ChardevSocket) {
+        .server = false, .has_telnet = true, .telnet = true
+    }, &a);
+    assert_postponed("c0");
+    front_attach(&f, chr);
+    peer = peer_accept(listener);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(peer);
+    address_release(&a, listener);
+}
+
+static const ChardevSocket reconnecting = {
+    .server = false, .has_reconnect_ms = true, .reconnect_ms = 5
+};
+
+static void test_reconnect(void)
+{
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]), peer;
+
+    chr = socket_add("c0", reconnecting, &a);
+    run_pending();
+    assert_postponed("c0");
+
+    /* The first attempt fails, quietly, and so do the next ones */
+    front_attach(&f, chr);
+    wait_for(SOCKET_CHARDEV(chr)->connect_err_reported);
+    wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
+    g_assert_cmpint(f.opened, ==, 0);
+
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    wait_for(f.opened == 1);
+    peer = peer_accept(listener);
+    check_link(&f, peer);
+
+    /* The peer restarts */
+    address_release(&a, listener);
+    close(peer);
+    wait_for(f.closed == 1);
+    wait_for(SOCKET_CHARDEV(chr)->connect_err_reported);
+    listener = socket_listen(SOCKET_CHARDEV(chr)->addr, 1, &error_abort);
+    wait_for(f.opened == 2);
+    peer = peer_accept(listener);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(peer);
+    address_release(&a, listener);
+}
+
+/* Waiting makes the attempts itself; a peer that appears meanwhile is found */
+static void *listen_thread(void *opaque)
+{
+    int *listener = opaque;
+
+    g_assert_cmpint(listen(*listener, 1), ==, 0);
+    return NULL;
+}
+
+static void test_reconnect_wait(void)
+{
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    QemuThread thread;
+    int listener = address_bind(&a, &families[0]), peer;
+
+    chr = socket_add("c0", reconnecting, &a);
+    g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
+    qemu_thread_create(&thread, "listen", listen_thread, &listener,
+                       QEMU_THREAD_JOINABLE);
+    g_assert_cmpint(qemu_chr_fe_wait_connected(&f.fe, &error_abort), ==, 0);
+    qemu_thread_join(&thread);
+    assert_connected("c0");
+    front_listen(&f, NULL);
+    peer = peer_accept(listener);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(peer);
+    address_release(&a, listener);
+}
+
+/* An attempt under way keeps a removed chardev alive, but not for long */
+static void test_reconnect_remove(void)
+{
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]);
+    Object *gone;
+
+    chr = socket_add("c0", reconnecting, &a);
+    front_attach(&f, chr);
+    g_assert_true(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    front_detach(&f);
+    gone = object_ref(OBJECT(chr));
+    chardev_remove("c0");
+    wait_for(gone->ref == 1);
+    object_unref(gone);
+
+    /* Nothing of it is left: the name is free again */
+    socket_add("c0", reconnecting, &a);
+    chardev_remove("c0");
+    address_release(&a, listener);
+}
+
+/* A connection that is handed over makes connecting unnecessary */
+static void test_add_client(gconstpointer opaque)
+{
+    bool reconnect = GPOINTER_TO_INT(opaque);
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]);
+    int sv[2];
+
+    chr = socket_add("c0", (ChardevSocket) {
+        .server = false, .has_reconnect_ms = reconnect, .reconnect_ms = 5
+    }, &a);
+    g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
+    g_assert_cmpint(qemu_chr_add_client(chr, sv[0]), ==, 0);
+    assert_connected("c0");
+    front_attach(&f, chr);
+    g_assert_cmpint(f.opened, ==, 1);
+    check_link(&f, sv[1]);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(sv[1]);
+    address_release(&a, listener);
+}
+
+/* The client that was handed over left again: connect as if it had not been */
+static void test_add_client_left(gconstpointer opaque)
+{
+    bool reconnect = GPOINTER_TO_INT(opaque);
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]), peer;
+    int sv[2];
+
+    chr = socket_add("c0", (ChardevSocket) {
+        .server = false, .has_reconnect_ms = reconnect, .reconnect_ms = 5
+    }, &a);
+    g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
+    g_assert_cmpint(qemu_chr_add_client(chr, sv[0]), ==, 0);
+    close(sv[1]);
+    wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_POSTPONED));
+
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    front_attach(&f, chr);
+    wait_for(f.opened == 1);
+    peer = peer_accept(listener);
+    check_link(&f, peer);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(peer);
+    address_release(&a, listener);
+}
+
+static ChardevReturn *socket_change(Address *a, bool server, Error **errp)
+{
+    return qmp_chardev_change("c0", &(ChardevBackend) {
+        .type = CHARDEV_BACKEND_KIND_SOCKET,
+        .u.socket.data = &(ChardevSocket) {
+            .addr = &a->legacy, .has_server = true, .server = server,
+        },
+    }, errp);
+}
+
+static void test_change(void)
+{
+    g_autoptr(ChardevReturn) client = NULL, server = NULL;
+    Front f = {};
+    Address a, b, c;
+    int first = address_bind(&a, &families[0]), peer;
+    int second = address_bind(&b, &families[0]), other;
+    Error *err = NULL;
+
+    g_assert_cmpint(listen(first, 1), ==, 0);
+    front_attach(&f, socket_add("c0", (ChardevSocket) { .server = false }, &a));
+    peer = peer_accept(first);
+    check_link(&f, peer);
+
+    /* The new peer cannot be reached */
+    g_assert_null(socket_change(&b, false, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "c0"));
+    g_assert_nonnull(strstr(error_get_pretty(err), b.text));
+    error_free(err);
+    err = NULL;
+    check_link(&f, peer);
+
+    /* The front end does not want it */
+    f.refuse_change = true;
+    g_assert_cmpint(listen(second, 1), ==, 0);
+    g_assert_null(socket_change(&b, false, &err));
+    error_free_or_abort(&err);
+    close(peer_accept(second));
+    check_link(&f, peer);
+    g_assert_cmpint(f.closed, ==, 0);
+
+    /* All is well */
+    f.refuse_change = false;
+    client = socket_change(&b, false, &error_abort);
+    other = peer_accept(second);
+    check_link(&f, other);
+    g_assert_cmpint(recv(peer, &(char) { 0 }, 1, 0), ==, 0);
+    close(peer);
+
+    /* To a server, which reports its address at once */
+    address_init(&c, &families[0]);
+    server = socket_change(&c, true, &error_abort);
+    g_assert_cmpint(recv(other, &(char) { 0 }, 1, 0), ==, 0);
+    close(other);
+    peer = peer_connect(qemu_chr_find("c0"));
+    check_link(&f, peer);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(peer);
+    address_release(&a, first);
+    address_release(&b, second);
+}
+
+/* A front end's main loop is where the events arrive */
+static void test_gcontext(void)
+{
+    g_autoptr(GMainContext) context = g_main_context_new();
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]), peer;
+
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    g_assert_true(qemu_chr_fe_init(&f.fe, chr, &error_abort));
+    front_listen(&f, context);
+    g_assert_cmpint(f.opened, ==, 1);
+    peer = peer_accept(listener);
+
+    g_assert_cmpint(send(peer, "hello", 5, 0), ==, 5);
+    run_pending();
+    g_assert_cmpint(f.in->len, ==, 0);
+    while (f.in->len < 5) {
+        g_main_context_iteration(context, true);
+    }
+    close(peer);
+    while (!f.closed) {
+        g_main_context_iteration(context, true);
+    }
+
+    front_detach(&f);
+    chardev_remove("c0");
+    address_release(&a, listener);
+}
+
+static void test_yank(void)
+{
+    YankInstanceList list = {
+        .value = &(YankInstance) {
+            .type = YANK_INSTANCE_TYPE_CHARDEV,
+            .u.chardev.id = (char *)"c0",
+        },
+    };
+    Front f = {};
+    Address a;
+    Chardev *chr;
+    int listener = address_bind(&a, &families[0]), peer;
+
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    qmp_yank(&list, &error_abort);
+    assert_postponed("c0");
+
+    front_attach(&f, chr);
+    peer = peer_accept(listener);
+    qmp_yank(&list, &error_abort);
+    wait_for(f.closed);
+    g_assert_cmpint(recv(peer, &(char) { 0 }, 1, 0), ==, 0);
+
+    front_detach(&f);
+    chardev_remove("c0");
+    close(peer);
+    address_release(&a, listener);
+}
+
+#ifdef CONFIG_TASN1
+
+static void tls_creds_add(const char *id, const char *endpoint,
+                          const char *dir)
+{
+    object_new_with_props("tls-creds-x509", object_get_objects_root(), id,
+                          &error_abort, "endpoint", endpoint, "dir", dir,
+                          "verify-peer", "yes", "sanity-check", "no", NULL);
+}
+
+static void link_cert(const char *dir, const char *name, const char *file)
+{
+    g_autofree char *to = g_build_filename(dir, name, NULL);
+
+    g_assert_cmpint(link(file, to), ==, 0);
+}
+
+static void unlink_certs(const char *dir, const char *side)
+{
+    const char *format[] = { "%s/ca-cert.pem", "%s/%s-cert.pem",
+                             "%s/%s-key.pem" };
+    size_t i;
+
+    for (i = 0; i < G_N_ELEMENTS(format); i++) {
+        g_autofree char *path = i ? g_strdup_printf(format[i], dir, side)
+                                  : g_strdup_printf(format[i], dir);
+        g_assert_cmpint(g_unlink(path), ==, 0);
+    }
+    g_assert_cmpint(g_rmdir(dir), ==, 0);
+}
+
+/* Client and server with certificates; the server admits by name */
+static void check_tls(const char *admitted, bool expect_success)
+{
+    const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
+    g_autofree char *keyfile = g_build_filename(tmpdir, "key.pem", NULL);
+    g_autofree char *ca = g_build_filename(tmpdir, "ca.pem", NULL);
+    g_autofree char *scert = g_build_filename(tmpdir, "scert.pem", NULL);
+    g_autofree char *ccert = g_build_filename(tmpdir, "ccert.pem", NULL);
+    g_autofree char *sdir = g_build_filename(tmpdir, "server", NULL);
+    g_autofree char *cdir = g_build_filename(tmpdir, "client", NULL);
+    Front client = {}, server = {};
+    Chardev *schr, *cchr;
+    Address a;
+
+    test_tls_init(keyfile);
+    TLS_ROOT_REQ_SIMPLE(cacertreq, ca);
+    TLS_CERT_REQ_SIMPLE_SERVER(servercertreq, cacertreq, scert, NULL,
+                               "127.0.0.1");
+    TLS_CERT_REQ_SIMPLE_CLIENT(clientcertreq, cacertreq, "somebody", ccert);
+    g_assert_cmpint(g_mkdir(sdir, 0700), ==, 0);
+    g_assert_cmpint(g_mkdir(cdir, 0700), ==, 0);
+    link_cert(sdir, "ca-cert.pem", ca);
+    link_cert(sdir, "server-cert.pem", scert);
+    link_cert(sdir, "server-key.pem", keyfile);
+    link_cert(cdir, "ca-cert.pem", ca);
+    link_cert(cdir, "client-cert.pem", ccert);
+    link_cert(cdir, "client-key.pem", keyfile);
+    tls_creds_add("screds", "server", sdir);
+    tls_creds_add("ccreds", "client", cdir);
+    object_new_with_props("authz-simple", object_get_objects_root(), "authz",
+                          &error_abort, "identity", admitted, NULL);
+
+    address_init(&a, &inet);
+    schr = socket_add("s0", (ChardevSocket) {
+        .server = true, .has_wait = true, .wait = true,
+        .tls_creds = (char *)"screds", .tls_authz = (char *)"authz",
+    }, &a);
+    pstrcpy(a.text, sizeof(a.text), SOCKET_CHARDEV(schr)->addr->u.inet.port);
+    cchr = socket_add("c0", (ChardevSocket) {
+        .server = false, .tls_creds = (char *)"ccreds",
+    }, &a);
+    assert_postponed("s0");
+    assert_postponed("c0");
+
+    front_attach(&client, cchr);
+    front_attach(&server, schr);
+    g_assert_true(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    if (expect_success) {
+        wait_for(client.opened && server.opened);
+        qemu_chr_fe_write_all(&client.fe, (uint8_t *)"to server", 9);
+        wait_for(server.in->len == 9);
+        qemu_chr_fe_write_all(&server.fe, (uint8_t *)"to client", 9);
+        wait_for(client.in->len == 9);
+        g_assert_cmpstr(server.in->str, ==, "to server");
+        g_assert_cmpstr(client.in->str, ==, "to client");
+    } else {
+        wait_for(chardev_is("s0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
+        wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
+        g_assert_cmpint(server.opened, ==, 0);
+    }
+
+    front_detach(&client);
+    front_detach(&server);
+    chardev_remove("c0");
+    chardev_remove("s0");
+    object_unparent(object_resolve_path_component(object_get_objects_root(),
+                                                  "authz"));
+    object_unparent(object_resolve_path_component(object_get_objects_root(),
+                                                  "ccreds"));
+    object_unparent(object_resolve_path_component(object_get_objects_root(),
+                                                  "screds"));
+    unlink_certs(sdir, "server");
+    unlink_certs(cdir, "client");
+    test_tls_discard_cert(&clientcertreq);
+    test_tls_discard_cert(&servercertreq);
+    test_tls_discard_cert(&cacertreq);
+    test_tls_cleanup(keyfile);
+}
+
+static void test_tls(void)
+{
+    check_tls("CN=somebody", true);
+}
+
+static void test_tls_not_admitted(void)
+{
+    check_tls("CN=somebody else", false);
+}
+
+/* The options are checked when the chardev is created */
+static void test_tls_bad_creds(void)
+{
+    const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
+    Error *err = NULL;
+    Address a;
+
+    address_init(&a, &inet);
+    g_assert_null(socket_add_errp("c0", (ChardevSocket) {
+        .server = false, .tls_creds = (char *)"nothing",
+    }, &a, &err));
+    error_free_or_abort(&err);
+}
+
+#endif /* CONFIG_TASN1 */
+
+static void add_family_tests(const char *what, GTestDataFunc func)
+{
+    size_t i;
+
+    for (i = 0; i < G_N_ELEMENTS(families); i++) {
+        g_autofree char *path = g_strdup_printf("/char/connect/%s/%s", what,
+                                                families[i].name);
+        g_test_add_data_func(path, &families[i], func);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    int ret;
+
+    qemu_init_main_loop(&error_abort);
+    socket_init();
+    g_test_init(&argc, &argv, NULL);
+    module_call_init(MODULE_INIT_QOM);
+    type_register_static(&fake_type_info);
+    /* Attempts that fail under reconnect-ms are reported on stderr */
+    g_setenv("QTEST_SILENT_ERRORS", "1", true);
+    tmpdir = g_dir_make_tmp("test-char-connect.XXXXXX", NULL);
+    g_assert_nonnull(tmpdir);
+
+    g_test_add_func("/char/connect/create", test_create);
+    g_test_add_func("/char/connect/create-fails", test_create_fails);
+    g_test_add_func("/char/connect/attach", test_attach);
+    g_test_add_func("/char/connect/attach-nothing", test_attach_nothing);
+    g_test_add_func("/char/connect/retry", test_retry);
+    g_test_add_func("/char/connect/remove-after-failure",
+                    test_remove_after_failure);
+    g_test_add_func("/char/connect/wait-connected", test_wait_connected);
+    g_test_add_func("/char/connect/no-connect", test_no_connect);
+    g_test_add_func("/char/connect/no-connect-any-class",
+                    test_no_connect_any_class);
+    g_test_add_func("/char/connect/mux", test_mux);
+    g_test_add_func("/char/connect/hub", test_hub);
+
+    add_family_tests("client", test_client);
+    add_family_tests("server", test_server);
+    add_family_tests("server-wait", test_server_wait);
+    g_test_add_func("/char/connect/server-wait/no-connect",
+                    test_server_wait_no_connect);
+    g_test_add_func("/char/connect/server/address", test_server_address);
+    g_test_add_func("/char/connect/fd/client", test_fd_client);
+    g_test_add_func("/char/connect/fd/bad", test_fd_bad);
+    g_test_add_func("/char/connect/fd/server", test_fd_server);
+    g_test_add_func("/char/connect/fd/passing", test_fd_passing);
+    g_test_add_data_func("/char/connect/telnet/server", &telnet,
+                         test_handshake);
+    g_test_add_func("/char/connect/telnet/client", test_telnet_client);
+    g_test_add_data_func("/char/connect/tn3270/server", &tn3270,
+                         test_handshake);
+    g_test_add_data_func("/char/connect/websocket/server", &websocket,
+                         test_handshake);
+    g_test_add_data_func("/char/connect/websocket/remove", &websocket,
+                         test_remove_in_handshake);
+    g_test_add_data_func("/char/connect/telnet/remove", &telnet,
+                         test_remove_in_handshake);
+    g_test_add_func("/char/connect/reconnect/recovers", test_reconnect);
+    g_test_add_func("/char/connect/reconnect/wait", test_reconnect_wait);
+    g_test_add_func("/char/connect/reconnect/remove", test_reconnect_remove);
+    g_test_add_data_func("/char/connect/add-client/client",
+                         GINT_TO_POINTER(false), test_add_client);
+    g_test_add_data_func("/char/connect/add-client/reconnect",
+                         GINT_TO_POINTER(true), test_add_client);
+    g_test_add_data_func("/char/connect/add-client/left",
+                         GINT_TO_POINTER(false), test_add_client_left);
+    g_test_add_data_func("/char/connect/add-client/left-reconnect",
+                         GINT_TO_POINTER(true), test_add_client_left);
+    g_test_add_func("/char/connect/change", test_change);
+    g_test_add_func("/char/connect/gcontext", test_gcontext);
+    g_test_add_func("/char/connect/yank", test_yank);
+#ifdef CONFIG_TASN1
+    g_test_add_func("/char/connect/tls/admitted", test_tls);
+    g_test_add_func("/char/connect/tls/not-admitted", test_tls_not_admitted);
+    g_test_add_func("/char/connect/tls/bad-creds", test_tls_bad_creds);
+#endif
+
+    ret = g_test_run();
+    g_assert_cmpint(g_rmdir(tmpdir), ==, 0);
+    g_free(tmpdir);
+    return ret;
+}
