@@ -20,13 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from guest import STOCK_OBJ                                     # noqa: E402
 from guest.agent import GuestError                              # noqa: E402
 from guest.backend import StorageDaemon, make_disk              # noqa: E402
-from guest.vm import VM, HOTPLUG_BUSES                          # noqa: E402
-from qemu.machine.machine import VMLaunchFailure                # noqa: E402
+from guest.vm import (VM, HOTPLUG_BUSES, Properties,            # noqa: E402
+                      VMLaunchFailure)
 from qemu.qmp import QMPError                                   # noqa: E402
 
 BLOCKS = 5000
-DISK = {'driver': 'vhost-user-blk-pci', 'id': 'disk', 'chardev': 'c',
-        'bus': HOTPLUG_BUSES[0]}
+DISK: Properties = {
+    'driver': 'vhost-user-blk-pci', 'id': 'disk', 'chardev': 'c',
+    'bus': HOTPLUG_BUSES[0]}
 START = time.monotonic()
 
 
@@ -47,15 +48,14 @@ def require(condition: bool, complaint: str) -> None:
 
 def state(vm: VM) -> str:
     """What query-chardev says of the connection."""
-    info = vm.chardev('c') or {}
-    return str(info.get('state', 'unknown'))
+    return str(vm.chardev('c').get('state', 'unknown'))
 
 
 def attach_in_vain(vm: VM) -> None:
     """Attaching must fail, say why, and leave everything as it was."""
-    reply = vm.qmp('device_add', DISK)
-    require('error' in reply, 'the disk was attached without a back-end')
-    say(f'attach the disk:  {reply["error"]["desc"]}')
+    error = vm.attach_error(DISK)
+    require(error != '', 'the disk was attached without a back-end')
+    say(f'attach the disk:  {error}')
     require(state(vm) == 'postponed', f'the chardev is {state(vm)}')
     vm.guest.run('true')
     say('                  the guest runs on')
@@ -121,12 +121,18 @@ Summary
   {outcome}.""")
 
 
-if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def guarded_main() -> None:
+    """The demo, with one line for what may go wrong"""
     try:
         main()
-    except (DemoError, GuestError, QMPError, VMLaunchFailure) as error:
-        output = getattr(error, 'output', None)
-        sys.exit(f'FAILED: {(output or str(error)).strip()}')
+    except VMLaunchFailure as failure:
+        sys.exit(f'FAILED: QEMU does not start: {failure.output}')
+    except (DemoError, GuestError, QMPError) as error:
+        sys.exit(f'FAILED: {error}')
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    guarded_main()

@@ -72,11 +72,10 @@ class TestCase(unittest.TestCase):
         self.addCleanup(backend.__exit__, None, None, None)
         return backend
 
-    def storage_daemon(self, name: str = 'disk', *filters: str) -> Backend:
+    def storage_daemon(self, name: str = 'disk') -> Backend:
         """A qemu-storage-daemon that is not started yet."""
         return self._backend(StorageDaemon(
-            self.path(f'{name}.sock'), make_disk(self.path(f'{name}.img')),
-            *filters))
+            self.path(f'{name}.sock'), make_disk(self.path(f'{name}.img'))))
 
     def sample_backend(self, name: str = 'disk') -> Backend:
         """A contrib/vhost-user-blk that is not started yet."""

@@ -18,11 +18,12 @@ IMAGE = ROOT / 'build/guest'
 STOCK_OBJ = ROOT / 'build/10.2-stock/obj'
 OBJ = Path(os.environ.get('QEMU_OBJ', ROOT / 'build/10.2/obj')).resolve()
 
-sys.path.insert(0, str(OBJ.parent / 'src/python'))
-
 
 def existing(path: Path, remedy: str) -> Path:
     """Return the path if there is something, else exit and say what to do."""
     if not path.exists():
         sys.exit(f'{path} is missing: {remedy}')
     return path
+
+
+sys.path.insert(0, str(existing(OBJ.parent / 'src/python', 'run ./run build')))

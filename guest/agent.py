@@ -47,7 +47,8 @@ class Summary(NamedTuple):
                           r'bytes (\d+), seconds ([\d.]+)', output)
         if not found:
             raise GuestError(f'blkverify failed: {output}')
-        return cls(*map(int, found.groups()[:4]), float(found[5]))
+        written, verified, errors, size = map(int, found.groups()[:4])
+        return cls(written, verified, errors, size, float(found[5]))
 
 
 def blkverify(device: str, *flags: str, **options: object) -> str:

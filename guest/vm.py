@@ -7,14 +7,18 @@ hot-plug (HOTPLUG_BUSES), and ports for the agent; the rest is up to the user.
 """
 import socket
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from . import IMAGE, OBJ, existing
 from .agent import Guest, GuestError
 
 # pylint: disable=wrong-import-order
 from qemu.machine import QEMUMachine
+from qemu.machine.machine import VMLaunchFailure
 
+__all__ = ['VM', 'VMLaunchFailure', 'HOTPLUG_BUSES', 'Properties']
+
+Properties = Dict[str, object]
 HOTPLUG_BUSES = ('slot0', 'slot1', 'slot2', 'slot3')
 
 
@@ -99,7 +103,7 @@ class VM(QEMUMachine):
         try:
             self.guest.wait_booted()
         except GuestError as error:
-            console = self.console.read_text(errors='replace')
+            console = self.console.read_text('utf-8', 'replace')
             raise GuestError(f'the guest did not boot: {error}; its console '
                              f'ends with: {console[-2000:]}') from error
         return self
@@ -117,12 +121,15 @@ class VM(QEMUMachine):
         self.cmd('chardev-add', id=name,
                  backend={'type': 'socket', 'data': backend})
 
-    def chardev(self, name: str) -> Optional[Dict[str, object]]:
-        """What query-chardev says of a chardev; None if there is none."""
-        for info in self.cmd('query-chardev'):
-            if info['label'] == name:
-                return info
-        return None
+    def chardev(self, name: str) -> Properties:
+        """What query-chardev says of a chardev; empty if there is none."""
+        chardevs: Any = self.cmd('query-chardev')
+        return next((c for c in chardevs if c['label'] == name), {})
+
+    def attach_error(self, device: Properties) -> str:
+        """Why device_add fails; empty if it does not."""
+        error: Any = self.qmp('device_add', device).get('error', {})
+        return str(error.get('desc', ''))
 
     def delete_device(self, name: str) -> None:
         """Unplug a device and wait until the guest has let it go."""
