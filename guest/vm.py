@@ -14,7 +14,7 @@ from .agent import Guest, GuestError
 
 # pylint: disable=wrong-import-order
 from qemu.machine import QEMUMachine
-from qemu.machine.machine import VMLaunchFailure
+from qemu.machine.machine import AbnormalShutdown, VMLaunchFailure
 
 __all__ = ['VM', 'VMLaunchFailure', 'HOTPLUG_BUSES', 'Properties']
 
@@ -29,14 +29,14 @@ class VM(QEMUMachine):
     @param args: more arguments for QEMU
     @param obj: the folder where QEMU was built
     @param guest: the guest that will move here; a new one by default
-    @param memory: size of the guest's memory
+    @param memory: size of the guest's memory (256M; with fio 512M)
     @param ram: the memory backend, without id and size
     @param fio: does the guest need fio?  It boots slower with it.
     """
     # pylint: disable=too-many-arguments
 
     def __init__(self, *args: str, obj: Path = OBJ,
-                 guest: Optional[Guest] = None, memory: str = '256M',
+                 guest: Optional[Guest] = None, memory: str = '',
                  ram: str = 'memory-backend-memfd,share=on',
                  fio: bool = False) -> None:
         binary = existing(obj / 'qemu-system-x86_64', 'run ./run build')
@@ -44,8 +44,7 @@ class VM(QEMUMachine):
         self.guest = guest or Guest()
         self._agent: Optional[socket.socket] = None
         self._extra = args
-        if fio:
-            memory = '512M'
+        memory = memory or ('512M' if fio else '256M')
         self.add_args(
             '-machine', 'q35,usb=off,memory-backend=ram', '-accel', 'tcg',
             '-nodefaults', '-no-user-config', '-no-reboot', '-m', memory,
@@ -92,6 +91,16 @@ class VM(QEMUMachine):
         self._qmp.settimeout(60)
         self._agent = ours['agent']
         self.guest.add_ports(**ours)
+
+    def shutdown(self, hard: bool = False,
+                 timeout: Optional[int] = 30) -> None:
+        """End QEMU; it must not have ended on its own."""
+        try:
+            super().shutdown(hard, timeout)
+        except AbnormalShutdown as error:
+            raise GuestError(
+                f'QEMU did not end as told (status {self.exitcode()}): '
+                f'{self.get_log()}') from error
 
     def boot(self) -> 'VM':
         """Start QEMU and wait until the guest is up."""
