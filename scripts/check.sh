@@ -6,13 +6,14 @@
 # Runs the tests; the last line is the count.  Fails when a test failed, and
 # when none ran.
 
-set -u
+set -euo pipefail
 cd "$(dirname "$0")/.."
 log=build/meson/meson-logs/testlog.json
 
 rm -f $log
 # The time limits are for machines with nothing else to do.
-meson test -C build/meson --print-errorlogs --timeout-multiplier 3 "$@" </dev/null
-status=$?
-python3 -B scripts/count-results.py $log || exit 1
+status=0
+meson test -C build/meson --print-errorlogs --timeout-multiplier 3 "$@" \
+    </dev/null || status=$?
+python3 -B scripts/count-results.py $log
 exit $status
