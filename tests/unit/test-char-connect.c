@@ -194,8 +194,12 @@ static bool chardev_is(const char *id, ChardevConnectionState state)
 
 #define assert_postponed(id) \
     g_assert_true(chardev_is(id, CHARDEV_CONNECTION_STATE_POSTPONED))
+#define assert_connecting(id) \
+    g_assert_true(chardev_is(id, CHARDEV_CONNECTION_STATE_CONNECTING))
 #define assert_connected(id) \
     g_assert_true(chardev_is(id, CHARDEV_CONNECTION_STATE_CONNECTED))
+#define assert_disconnected(id) \
+    g_assert_true(chardev_is(id, CHARDEV_CONNECTION_STATE_DISCONNECTED))
 
 #define wait_for(condition)         \
     do {                            \
@@ -433,7 +437,9 @@ static const Family families[] = {
 #endif
 };
 
-/* Storage for an address; @family and @number make it unlike all others */
+static const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
+
+/* Storage for an address that differs from all others */
 typedef struct Address {
     SocketAddressLegacy legacy;
     InetSocketAddress inet;
@@ -582,8 +588,54 @@ static Chardev *socket_add(const char *id, ChardevSocket sock, Address *a)
     return socket_add_errp(id, sock, a, &error_abort);
 }
 
-/* Connect to a chardev that is a server; the result blocks */
-static int peer_connect(Chardev *chr)
+static const ChardevSocket plain;
+
+/* A client chardev, and the server that it connects to */
+typedef struct Client {
+    Address address;
+    int listener;
+    int peer;
+    Chardev *chr;
+    Front front;
+} Client;
+
+/* The server is not up yet */
+static void client_init(Client *c, const Family *family, ChardevSocket sock)
+{
+    *c = (Client) { .peer = -1 };
+    c->listener = address_bind(&c->address, family);
+    c->chr = socket_add("c0", sock, &c->address);
+}
+
+static void client_start_server(Client *c)
+{
+    g_assert_cmpint(listen(c->listener, 1), ==, 0);
+}
+
+static void client_accept(Client *c)
+{
+    c->peer = qemu_accept(c->listener, NULL, NULL);
+    g_assert_cmpint(c->peer, >=, 0);
+}
+
+static void client_cleanup(Client *c)
+{
+    front_detach(&c->front);
+    chardev_remove("c0");
+    if (c->peer >= 0) {
+        close(c->peer);
+    }
+    address_release(&c->address, c->listener);
+}
+
+/* A server chardev, and a client that has connected to it already */
+typedef struct Server {
+    int peer;
+    Chardev *chr;
+    Front front;
+} Server;
+
+static int server_connect(Chardev *chr)
 {
     int fd = socket_connect(SOCKET_CHARDEV(chr)->addr, &error_abort);
 
@@ -591,12 +643,22 @@ static int peer_connect(Chardev *chr)
     return fd;
 }
 
-static int peer_accept(int listener)
+static void server_init(Server *s, const Family *family, ChardevSocket sock)
 {
-    int fd = qemu_accept(listener, NULL, NULL);
+    Address address;
 
-    g_assert_cmpint(fd, >=, 0);
-    return fd;
+    *s = (Server) {};
+    address_init(&address, family);
+    sock.server = true;
+    s->chr = socket_add("s0", sock, &address);
+    s->peer = server_connect(s->chr);
+}
+
+static void server_cleanup(Server *s)
+{
+    front_detach(&s->front);
+    chardev_remove("s0");
+    close(s->peer);
 }
 
 static void peer_expect(int fd, const char *data, size_t len)
@@ -611,6 +673,13 @@ static void peer_expect(int fd, const char *data, size_t len)
         got += n;
     }
     g_assert_cmpmem(buf, len, data, len);
+}
+
+static void peer_expect_end(int fd)
+{
+    char c;
+
+    g_assert_cmpint(recv(fd, &c, 1, 0), ==, 0);
 }
 
 /* Data passes in both directions */
@@ -628,123 +697,87 @@ static void check_link(Front *f, int peer)
 static void test_client(gconstpointer opaque)
 {
     const Family *family = opaque;
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener, peer;
+    Client c;
 
     if (skip_without(family)) {
         return;
     }
-    listener = address_bind(&a, family);
-
-    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    client_init(&c, family, plain);
     assert_postponed("c0");
-    assert_attach_fails(chr, a.text);
+    assert_attach_fails(c.chr, c.address.text);
     assert_postponed("c0");
 
-    g_assert_cmpint(listen(listener, 1), ==, 0);
-    front_attach(&f, chr);
+    client_start_server(&c);
+    front_attach(&c.front, c.chr);
     assert_connected("c0");
-    g_assert_cmpint(f.opened, ==, 1);
-    peer = peer_accept(listener);
-    check_link(&f, peer);
+    g_assert_cmpint(c.front.opened, ==, 1);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
 
-    close(peer);
-    wait_for(f.closed);
-    g_assert_true(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
-
-    front_detach(&f);
-    chardev_remove("c0");
-    address_release(&a, listener);
+    shutdown(c.peer, SHUT_RDWR);
+    wait_for(c.front.closed);
+    assert_disconnected("c0");
+    client_cleanup(&c);
 }
 
 /* With wait=off, a server serves before anything is attached to it */
 static void test_server(gconstpointer opaque)
 {
     const Family *family = opaque;
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int peer;
+    Server s;
 
     if (skip_without(family)) {
         return;
     }
-    address_init(&a, family);
-
-    chr = socket_add("s0", (ChardevSocket) { .server = true }, &a);
-    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
-    peer = peer_connect(chr);
+    server_init(&s, family, plain);
+    assert_disconnected("s0");
     wait_for(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTED));
 
-    front_attach(&f, chr);
-    g_assert_cmpint(f.opened, ==, 1);
-    check_link(&f, peer);
-
-    front_detach(&f);
-    close(peer);
-    chardev_remove("s0");
+    front_attach(&s.front, s.chr);
+    g_assert_cmpint(s.front.opened, ==, 1);
+    check_link(&s.front, s.peer);
+    server_cleanup(&s);
 }
+
+static const ChardevSocket waiting = { .has_wait = true, .wait = true };
 
 /* With wait=on, it listens but accepts only for a front end */
 static void test_server_wait(gconstpointer opaque)
 {
     const Family *family = opaque;
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int peer;
+    Server s;
 
     if (skip_without(family)) {
         return;
     }
-    address_init(&a, family);
-
-    chr = socket_add("s0", (ChardevSocket) {
-        .server = true, .has_wait = true, .wait = true
-    }, &a);
-    peer = peer_connect(chr);
+    server_init(&s, family, waiting);
     run_pending();
     assert_postponed("s0");
 
-    front_attach(&f, chr);
-    g_assert_cmpint(f.opened, ==, 1);
-    check_link(&f, peer);
-
-    front_detach(&f);
-    close(peer);
-    chardev_remove("s0");
+    front_attach(&s.front, s.chr);
+    g_assert_cmpint(s.front.opened, ==, 1);
+    check_link(&s.front, s.peer);
+    server_cleanup(&s);
 }
 
 /* A front end that comes and goes without connecting takes nothing away */
 static void test_server_wait_no_connect(void)
 {
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int peer;
+    Server s;
 
-    address_init(&a, &families[0]);
-    chr = socket_add("s0", (ChardevSocket) {
-        .server = true, .has_wait = true, .wait = true
-    }, &a);
-    g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
-    front_detach(&f);
+    server_init(&s, &families[0], waiting);
+    g_assert_true(qemu_chr_fe_init_no_connect(&s.front.fe, s.chr,
+                                              &error_abort));
+    front_detach(&s.front);
 
-    peer = peer_connect(chr);
     run_pending();
-    front_attach(&f, chr);
-    check_link(&f, peer);
-
-    front_detach(&f);
-    close(peer);
-    chardev_remove("s0");
+    front_attach(&s.front, s.chr);
+    check_link(&s.front, s.peer);
+    server_cleanup(&s);
 }
 
 static void test_server_address(void)
 {
-    const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
     g_autoptr(ChardevInfoList) list = NULL;
     Address a, b;
     Chardev *chr;
@@ -767,12 +800,13 @@ static void test_server_address(void)
     chr = socket_add("s1", (ChardevSocket) { .server = true }, &b);
     g_assert_cmpint(atoi(SOCKET_CHARDEV(chr)->addr->u.inet.port), >,
                     atoi(b.text));
-    close(peer_connect(chr));
+    close(server_connect(chr));
 
     chardev_remove("s1");
     chardev_remove("s0");
 }
 
+/* A connection that is passed in needs no connecting */
 static void test_fd_client(void)
 {
     Front f = {};
@@ -782,7 +816,7 @@ static void test_fd_client(void)
 
     g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
     address_init_fd(&a, sv[0]);
-    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    chr = socket_add("c0", plain, &a);
     assert_connected("c0");
     front_attach(&f, chr);
     check_link(&f, sv[1]);
@@ -799,8 +833,7 @@ static void test_fd_bad(void)
     int fd = open("/dev/null", O_RDONLY);
 
     address_init_fd(&a, fd);
-    g_assert_null(socket_add_errp("c0", (ChardevSocket) { .server = false },
-                                  &a, &err));
+    g_assert_null(socket_add_errp("c0", plain, &a, &err));
     error_free_or_abort(&err);
 }
 
@@ -812,12 +845,11 @@ static void test_fd_server(void)
     int listener, peer;
 
     listener = address_bind(&a, &families[0]);
-    g_assert_cmpint(listen(listener, 1), ==, 0);
     address_init_fd(&b, listener);
     chr = socket_add("s0", (ChardevSocket) {
         .server = true, .has_wait = true, .wait = true
     }, &b);
-    peer = peer_connect(chr);
+    peer = server_connect(chr);
     front_attach(&f, chr);
     check_link(&f, peer);
 
@@ -830,10 +862,7 @@ static void test_fd_server(void)
 /* Descriptors travel with the data */
 static void test_fd_passing(void)
 {
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]);
+    Client c;
     g_autoptr(QIOChannelSocket) ioc = NULL;
     struct iovec iov = { .iov_base = (char [1]) { }, .iov_len = 1 };
     g_autofree int *fds = NULL;
@@ -841,15 +870,18 @@ static void test_fd_passing(void)
     struct stat sent, got;
     int fd = open("/dev/null", O_RDONLY);
 
-    g_assert_cmpint(listen(listener, 1), ==, 0);
-    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
-    g_assert_true(qemu_chr_has_feature(chr, QEMU_CHAR_FEATURE_FD_PASS));
-    g_assert_true(qemu_chr_has_feature(chr, QEMU_CHAR_FEATURE_RECONNECTABLE));
-    front_attach(&f, chr);
-    ioc = qio_channel_socket_new_fd(peer_accept(listener), &error_abort);
+    client_init(&c, &families[0], plain);
+    g_assert_true(qemu_chr_has_feature(c.chr, QEMU_CHAR_FEATURE_FD_PASS));
+    g_assert_true(qemu_chr_has_feature(c.chr,
+                                       QEMU_CHAR_FEATURE_RECONNECTABLE));
+    client_start_server(&c);
+    front_attach(&c.front, c.chr);
+    client_accept(&c);
+    ioc = qio_channel_socket_new_fd(dup(c.peer), &error_abort);
 
-    g_assert_cmpint(qemu_chr_fe_set_msgfds(&f.fe, &fd, 1), ==, 0);
-    g_assert_cmpint(qemu_chr_fe_write_all(&f.fe, (uint8_t *)"x", 1), ==, 1);
+    g_assert_cmpint(qemu_chr_fe_set_msgfds(&c.front.fe, &fd, 1), ==, 0);
+    g_assert_cmpint(qemu_chr_fe_write_all(&c.front.fe, (uint8_t *)"x", 1),
+                    ==, 1);
     g_assert_cmpint(qio_channel_readv_full(QIO_CHANNEL(ioc), &iov, 1, &fds,
                                            &nfds, 0, &error_abort), ==, 1);
     g_assert_cmpint(nfds, ==, 1);
@@ -859,9 +891,7 @@ static void test_fd_passing(void)
 
     close(fds[0]);
     close(fd);
-    front_detach(&f);
-    chardev_remove("c0");
-    address_release(&a, listener);
+    client_cleanup(&c);
 }
 
 typedef struct Handshake {
@@ -874,18 +904,21 @@ typedef struct Handshake {
 #define REPLY(text) .reply = text, .reply_len = sizeof(text) - 1
 
 static const Handshake telnet = {
-    .sock = { .has_telnet = true, .telnet = true },
+    .sock = { .has_wait = true, .wait = true,
+              .has_telnet = true, .telnet = true },
     REPLY("\xff\xfb\x01\xff\xfb\x03\xff\xfb\x00\xff\xfd\x00"),
 };
 
 static const Handshake tn3270 = {
-    .sock = { .has_tn3270 = true, .tn3270 = true },
+    .sock = { .has_wait = true, .wait = true,
+              .has_tn3270 = true, .tn3270 = true },
     REPLY("\xff\xfd\x19\xff\xfb\x19\xff\xfd\x00\xff\xfb\x00"
           "\xff\xfd\x18\xff\xfa\x18\x01\xff\xf0"),
 };
 
 static const Handshake websocket = {
-    .sock = { .has_websocket = true, .websocket = true },
+    .sock = { .has_wait = true, .wait = true,
+              .has_websocket = true, .websocket = true },
     .request = "GET / HTTP/1.1\r\n"
                "Host: here\r\n"
                "Connection: Upgrade\r\n"
@@ -901,240 +934,178 @@ static const Handshake websocket = {
 static void test_handshake(gconstpointer opaque)
 {
     const Handshake *h = opaque;
-    ChardevSocket sock = h->sock;
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int peer;
+    Server s;
 
-    sock.server = sock.has_wait = sock.wait = true;
-    address_init(&a, &families[0]);
-    chr = socket_add("s0", sock, &a);
-    peer = peer_connect(chr);
+    server_init(&s, &families[0], h->sock);
     if (h->request) {
-        g_assert_cmpint(send(peer, h->request, strlen(h->request), 0), ==,
+        g_assert_cmpint(send(s.peer, h->request, strlen(h->request), 0), ==,
                         strlen(h->request));
     }
     run_pending();
     assert_postponed("s0");
 
-    front_attach(&f, chr);
-    g_assert_cmpint(f.opened, ==, 0);
-    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTING));
-    wait_for(f.opened);
+    front_attach(&s.front, s.chr);
+    g_assert_cmpint(s.front.opened, ==, 0);
+    assert_connecting("s0");
+    wait_for(s.front.opened);
     assert_connected("s0");
-    peer_expect(peer, h->reply, h->reply_len);
+    peer_expect(s.peer, h->reply, h->reply_len);
     if (!h->request) {
-        check_link(&f, peer);
+        check_link(&s.front, s.peer);
     }
-
-    front_detach(&f);
-    close(peer);
-    chardev_remove("s0");
+    server_cleanup(&s);
 }
 
 /* A chardev may go in the middle of a handshake; its peer notices */
 static void test_remove_in_handshake(gconstpointer opaque)
 {
     const Handshake *h = opaque;
-    ChardevSocket sock = h->sock;
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int peer;
-    char c;
+    Server s;
 
-    sock.server = sock.has_wait = sock.wait = true;
-    address_init(&a, &families[0]);
-    chr = socket_add("s0", sock, &a);
-    peer = peer_connect(chr);
-    front_attach(&f, chr);
-    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTING));
-    front_detach(&f);
+    server_init(&s, &families[0], h->sock);
+    front_attach(&s.front, s.chr);
+    assert_connecting("s0");
+    front_detach(&s.front);
     chardev_remove("s0");
     run_pending();
-    g_assert_cmpint(recv(peer, &c, 1, 0), ==, 0);
-    close(peer);
+    peer_expect_end(s.peer);
+    close(s.peer);
 }
 
-/* tn3270 and telnet clients differ from others in name only */
 static void test_telnet_client(void)
 {
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]), peer;
+    Client c;
 
-    g_assert_cmpint(listen(listener, 1), ==, 0);
-    chr = socket_add("c0", (ChardevSocket) {
-        .server = false, .has_telnet = true, .telnet = true
-    }, &a);
+    client_init(&c, &families[0],
+                (ChardevSocket) { .has_telnet = true, .telnet = true });
     assert_postponed("c0");
-    front_attach(&f, chr);
-    peer = peer_accept(listener);
-    check_link(&f, peer);
-
-    front_detach(&f);
-    chardev_remove("c0");
-    close(peer);
-    address_release(&a, listener);
+    client_start_server(&c);
+    front_attach(&c.front, c.chr);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
 }
 
 static const ChardevSocket reconnecting = {
-    .server = false, .has_reconnect_ms = true, .reconnect_ms = 5
+    .has_reconnect_ms = true, .reconnect_ms = 5
 };
 
 static void test_reconnect(void)
 {
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]), peer;
+    Client c;
 
-    chr = socket_add("c0", reconnecting, &a);
+    client_init(&c, &families[0], reconnecting);
     run_pending();
     assert_postponed("c0");
 
     /* The first attempt fails, quietly, and so do the next ones */
-    front_attach(&f, chr);
-    wait_for(SOCKET_CHARDEV(chr)->connect_err_reported);
+    front_attach(&c.front, c.chr);
+    wait_for(SOCKET_CHARDEV(c.chr)->connect_err_reported);
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
-    g_assert_cmpint(f.opened, ==, 0);
+    g_assert_cmpint(c.front.opened, ==, 0);
 
-    g_assert_cmpint(listen(listener, 1), ==, 0);
-    wait_for(f.opened == 1);
-    peer = peer_accept(listener);
-    check_link(&f, peer);
+    client_start_server(&c);
+    wait_for(c.front.opened == 1);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
 
-    /* The peer restarts */
-    address_release(&a, listener);
-    close(peer);
-    wait_for(f.closed == 1);
-    wait_for(SOCKET_CHARDEV(chr)->connect_err_reported);
-    listener = socket_listen(SOCKET_CHARDEV(chr)->addr, 1, &error_abort);
-    wait_for(f.opened == 2);
-    peer = peer_accept(listener);
-    check_link(&f, peer);
-
-    front_detach(&f);
-    chardev_remove("c0");
-    close(peer);
-    address_release(&a, listener);
+    /* The server goes, and comes back */
+    address_release(&c.address, c.listener);
+    close(c.peer);
+    wait_for(c.front.closed == 1);
+    wait_for(SOCKET_CHARDEV(c.chr)->connect_err_reported);
+    c.listener = socket_listen(SOCKET_CHARDEV(c.chr)->addr, 1, &error_abort);
+    wait_for(c.front.opened == 2);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
 }
 
-/* Waiting makes the attempts itself; a peer that appears meanwhile is found */
-static void *listen_thread(void *opaque)
+static void *start_server_thread(void *opaque)
 {
-    int *listener = opaque;
-
-    g_assert_cmpint(listen(*listener, 1), ==, 0);
+    client_start_server(opaque);
     return NULL;
 }
 
+/* Waiting makes the attempts itself; a peer that appears meanwhile is found */
 static void test_reconnect_wait(void)
 {
-    Front f = {};
-    Address a;
-    Chardev *chr;
     QemuThread thread;
-    int listener = address_bind(&a, &families[0]), peer;
+    Client c;
 
-    chr = socket_add("c0", reconnecting, &a);
-    g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
-    qemu_thread_create(&thread, "listen", listen_thread, &listener,
+    client_init(&c, &families[0], reconnecting);
+    g_assert_true(qemu_chr_fe_init_no_connect(&c.front.fe, c.chr,
+                                              &error_abort));
+    qemu_thread_create(&thread, "server", start_server_thread, &c,
                        QEMU_THREAD_JOINABLE);
-    g_assert_cmpint(qemu_chr_fe_wait_connected(&f.fe, &error_abort), ==, 0);
+    g_assert_cmpint(qemu_chr_fe_wait_connected(&c.front.fe, &error_abort),
+                    ==, 0);
     qemu_thread_join(&thread);
     assert_connected("c0");
-    front_listen(&f, NULL);
-    peer = peer_accept(listener);
-    check_link(&f, peer);
-
-    front_detach(&f);
-    chardev_remove("c0");
-    close(peer);
-    address_release(&a, listener);
+    front_listen(&c.front, NULL);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
 }
 
 /* An attempt under way keeps a removed chardev alive, but not for long */
 static void test_reconnect_remove(void)
 {
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]);
     Object *gone;
+    Client c;
 
-    chr = socket_add("c0", reconnecting, &a);
-    front_attach(&f, chr);
-    g_assert_true(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
-    front_detach(&f);
-    gone = object_ref(OBJECT(chr));
+    client_init(&c, &families[0], reconnecting);
+    front_attach(&c.front, c.chr);
+    assert_connecting("c0");
+    front_detach(&c.front);
+    gone = object_ref(OBJECT(c.chr));
     chardev_remove("c0");
     wait_for(gone->ref == 1);
     object_unref(gone);
 
     /* Nothing of it is left: the name is free again */
-    socket_add("c0", reconnecting, &a);
-    chardev_remove("c0");
-    address_release(&a, listener);
+    c.chr = socket_add("c0", reconnecting, &c.address);
+    client_cleanup(&c);
 }
 
 /* A connection that is handed over makes connecting unnecessary */
 static void test_add_client(gconstpointer opaque)
 {
-    bool reconnect = GPOINTER_TO_INT(opaque);
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]);
+    const ChardevSocket *sock = opaque;
+    Client c;
     int sv[2];
 
-    chr = socket_add("c0", (ChardevSocket) {
-        .server = false, .has_reconnect_ms = reconnect, .reconnect_ms = 5
-    }, &a);
+    client_init(&c, &families[0], *sock);
     g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
-    g_assert_cmpint(qemu_chr_add_client(chr, sv[0]), ==, 0);
+    g_assert_cmpint(qemu_chr_add_client(c.chr, sv[0]), ==, 0);
     assert_connected("c0");
-    front_attach(&f, chr);
-    g_assert_cmpint(f.opened, ==, 1);
-    check_link(&f, sv[1]);
-
-    front_detach(&f);
-    chardev_remove("c0");
+    front_attach(&c.front, c.chr);
+    g_assert_cmpint(c.front.opened, ==, 1);
+    check_link(&c.front, sv[1]);
     close(sv[1]);
-    address_release(&a, listener);
+    client_cleanup(&c);
 }
 
 /* The client that was handed over left again: connect as if it had not been */
 static void test_add_client_left(gconstpointer opaque)
 {
-    bool reconnect = GPOINTER_TO_INT(opaque);
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]), peer;
+    const ChardevSocket *sock = opaque;
+    Client c;
     int sv[2];
 
-    chr = socket_add("c0", (ChardevSocket) {
-        .server = false, .has_reconnect_ms = reconnect, .reconnect_ms = 5
-    }, &a);
+    client_init(&c, &families[0], *sock);
     g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
-    g_assert_cmpint(qemu_chr_add_client(chr, sv[0]), ==, 0);
+    g_assert_cmpint(qemu_chr_add_client(c.chr, sv[0]), ==, 0);
     close(sv[1]);
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_POSTPONED));
 
-    g_assert_cmpint(listen(listener, 1), ==, 0);
-    front_attach(&f, chr);
-    wait_for(f.opened == 1);
-    peer = peer_accept(listener);
-    check_link(&f, peer);
-
-    front_detach(&f);
-    chardev_remove("c0");
-    close(peer);
-    address_release(&a, listener);
+    client_start_server(&c);
+    front_attach(&c.front, c.chr);
+    wait_for(c.front.opened == 1);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
 }
 
 static ChardevReturn *socket_change(Address *a, bool server, Error **errp)
@@ -1150,16 +1121,16 @@ static ChardevReturn *socket_change(Address *a, bool server, Error **errp)
 static void test_change(void)
 {
     g_autoptr(ChardevReturn) client = NULL, server = NULL;
-    Front f = {};
-    Address a, b, c;
-    int first = address_bind(&a, &families[0]), peer;
+    Client c;
+    Address b, d;
     int second = address_bind(&b, &families[0]), other;
     Error *err = NULL;
 
-    g_assert_cmpint(listen(first, 1), ==, 0);
-    front_attach(&f, socket_add("c0", (ChardevSocket) { .server = false }, &a));
-    peer = peer_accept(first);
-    check_link(&f, peer);
+    client_init(&c, &families[0], plain);
+    client_start_server(&c);
+    front_attach(&c.front, c.chr);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
 
     /* The new peer cannot be reached */
     g_assert_null(socket_change(&b, false, &err));
@@ -1167,70 +1138,61 @@ static void test_change(void)
     g_assert_nonnull(strstr(error_get_pretty(err), b.text));
     error_free(err);
     err = NULL;
-    check_link(&f, peer);
+    check_link(&c.front, c.peer);
 
     /* The front end does not want it */
-    f.refuse_change = true;
+    c.front.refuse_change = true;
     g_assert_cmpint(listen(second, 1), ==, 0);
     g_assert_null(socket_change(&b, false, &err));
     error_free_or_abort(&err);
-    close(peer_accept(second));
-    check_link(&f, peer);
-    g_assert_cmpint(f.closed, ==, 0);
+    close(qemu_accept(second, NULL, NULL));
+    check_link(&c.front, c.peer);
+    g_assert_cmpint(c.front.closed, ==, 0);
 
     /* All is well */
-    f.refuse_change = false;
+    c.front.refuse_change = false;
     client = socket_change(&b, false, &error_abort);
-    other = peer_accept(second);
-    check_link(&f, other);
-    g_assert_cmpint(recv(peer, &(char) { 0 }, 1, 0), ==, 0);
-    close(peer);
+    other = qemu_accept(second, NULL, NULL);
+    check_link(&c.front, other);
+    peer_expect_end(c.peer);
+    close(c.peer);
 
-    /* To a server, which reports its address at once */
-    address_init(&c, &families[0]);
-    server = socket_change(&c, true, &error_abort);
-    g_assert_cmpint(recv(other, &(char) { 0 }, 1, 0), ==, 0);
+    /* To a server, which can be reached at once */
+    address_init(&d, &families[0]);
+    server = socket_change(&d, true, &error_abort);
+    peer_expect_end(other);
     close(other);
-    peer = peer_connect(qemu_chr_find("c0"));
-    check_link(&f, peer);
+    c.peer = server_connect(qemu_chr_find("c0"));
+    check_link(&c.front, c.peer);
 
-    front_detach(&f);
-    chardev_remove("c0");
-    close(peer);
-    address_release(&a, first);
+    client_cleanup(&c);
     address_release(&b, second);
 }
 
-/* A front end's main loop is where the events arrive */
+/* Events and data arrive in the main loop that the front end wants */
 static void test_gcontext(void)
 {
     g_autoptr(GMainContext) context = g_main_context_new();
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]), peer;
+    Client c;
 
-    g_assert_cmpint(listen(listener, 1), ==, 0);
-    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
-    g_assert_true(qemu_chr_fe_init(&f.fe, chr, &error_abort));
-    front_listen(&f, context);
-    g_assert_cmpint(f.opened, ==, 1);
-    peer = peer_accept(listener);
+    client_init(&c, &families[0], plain);
+    client_start_server(&c);
+    g_assert_true(qemu_chr_fe_init(&c.front.fe, c.chr, &error_abort));
+    front_listen(&c.front, context);
+    g_assert_cmpint(c.front.opened, ==, 1);
+    client_accept(&c);
 
-    g_assert_cmpint(send(peer, "hello", 5, 0), ==, 5);
+    g_assert_cmpint(send(c.peer, "hello", 5, 0), ==, 5);
     run_pending();
-    g_assert_cmpint(f.in->len, ==, 0);
-    while (f.in->len < 5) {
+    g_assert_cmpint(c.front.in->len, ==, 0);
+    while (c.front.in->len < 5) {
         g_main_context_iteration(context, true);
     }
-    close(peer);
-    while (!f.closed) {
+    shutdown(c.peer, SHUT_RDWR);
+    while (!c.front.closed) {
         g_main_context_iteration(context, true);
     }
-
-    front_detach(&f);
-    chardev_remove("c0");
-    address_release(&a, listener);
+    client_cleanup(&c);
 }
 
 static void test_yank(void)
@@ -1241,26 +1203,19 @@ static void test_yank(void)
             .u.chardev.id = (char *)"c0",
         },
     };
-    Front f = {};
-    Address a;
-    Chardev *chr;
-    int listener = address_bind(&a, &families[0]), peer;
+    Client c;
 
-    g_assert_cmpint(listen(listener, 1), ==, 0);
-    chr = socket_add("c0", (ChardevSocket) { .server = false }, &a);
+    client_init(&c, &families[0], plain);
     qmp_yank(&list, &error_abort);
     assert_postponed("c0");
 
-    front_attach(&f, chr);
-    peer = peer_accept(listener);
+    client_start_server(&c);
+    front_attach(&c.front, c.chr);
+    client_accept(&c);
     qmp_yank(&list, &error_abort);
-    wait_for(f.closed);
-    g_assert_cmpint(recv(peer, &(char) { 0 }, 1, 0), ==, 0);
-
-    front_detach(&f);
-    chardev_remove("c0");
-    close(peer);
-    address_release(&a, listener);
+    wait_for(c.front.closed);
+    peer_expect_end(c.peer);
+    client_cleanup(&c);
 }
 
 #ifdef CONFIG_TASN1
@@ -1297,7 +1252,6 @@ static void unlink_certs(const char *dir, const char *side)
 /* Client and server with certificates; the server admits by name */
 static void check_tls(const char *admitted, bool expect_success)
 {
-    const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
     g_autofree char *keyfile = g_build_filename(tmpdir, "key.pem", NULL);
     g_autofree char *ca = g_build_filename(tmpdir, "ca.pem", NULL);
     g_autofree char *scert = g_build_filename(tmpdir, "scert.pem", NULL);
@@ -1333,15 +1287,15 @@ static void check_tls(const char *admitted, bool expect_success)
     }, &a);
     pstrcpy(a.text, sizeof(a.text), SOCKET_CHARDEV(schr)->addr->u.inet.port);
     cchr = socket_add("c0", (ChardevSocket) {
-        .server = false, .tls_creds = (char *)"ccreds",
+        .tls_creds = (char *)"ccreds",
     }, &a);
     assert_postponed("s0");
     assert_postponed("c0");
 
     front_attach(&client, cchr);
     front_attach(&server, schr);
-    g_assert_true(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
-    g_assert_true(chardev_is("s0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    assert_connecting("c0");
+    assert_connecting("s0");
     if (expect_success) {
         wait_for(client.opened && server.opened);
         qemu_chr_fe_write_all(&client.fe, (uint8_t *)"to server", 9);
@@ -1387,13 +1341,12 @@ static void test_tls_not_admitted(void)
 /* The options are checked when the chardev is created */
 static void test_tls_bad_creds(void)
 {
-    const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
     Error *err = NULL;
     Address a;
 
     address_init(&a, &inet);
     g_assert_null(socket_add_errp("c0", (ChardevSocket) {
-        .server = false, .tls_creds = (char *)"nothing",
+        .tls_creds = (char *)"nothing",
     }, &a, &err));
     error_free_or_abort(&err);
 }
@@ -1463,14 +1416,14 @@ int main(int argc, char **argv)
     g_test_add_func("/char/connect/reconnect/recovers", test_reconnect);
     g_test_add_func("/char/connect/reconnect/wait", test_reconnect_wait);
     g_test_add_func("/char/connect/reconnect/remove", test_reconnect_remove);
-    g_test_add_data_func("/char/connect/add-client/client",
-                         GINT_TO_POINTER(false), test_add_client);
-    g_test_add_data_func("/char/connect/add-client/reconnect",
-                         GINT_TO_POINTER(true), test_add_client);
-    g_test_add_data_func("/char/connect/add-client/left",
-                         GINT_TO_POINTER(false), test_add_client_left);
+    g_test_add_data_func("/char/connect/add-client/client", &plain,
+                         test_add_client);
+    g_test_add_data_func("/char/connect/add-client/reconnect", &reconnecting,
+                         test_add_client);
+    g_test_add_data_func("/char/connect/add-client/left", &plain,
+                         test_add_client_left);
     g_test_add_data_func("/char/connect/add-client/left-reconnect",
-                         GINT_TO_POINTER(true), test_add_client_left);
+                         &reconnecting, test_add_client_left);
     g_test_add_func("/char/connect/change", test_change);
     g_test_add_func("/char/connect/gcontext", test_gcontext);
     g_test_add_func("/char/connect/yank", test_yank);
