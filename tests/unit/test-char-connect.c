@@ -1069,35 +1069,36 @@ static void test_reconnect_remove(void)
     client_cleanup(&c);
 }
 
-/* A connection that is handed over makes connecting unnecessary */
-static void test_add_client(gconstpointer opaque)
+/* Give the chardev a connection before it makes one; returns the other end */
+static int client_hand_over(Client *c, const ChardevSocket *sock)
 {
-    const ChardevSocket *sock = opaque;
-    Client c;
     int sv[2];
 
-    client_init(&c, &families[0], *sock);
+    client_init(c, &families[0], *sock);
     g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
-    g_assert_cmpint(qemu_chr_add_client(c.chr, sv[0]), ==, 0);
+    g_assert_cmpint(qemu_chr_add_client(c->chr, sv[0]), ==, 0);
     assert_connected("c0");
+    return sv[1];
+}
+
+static void test_add_client(gconstpointer opaque)
+{
+    Client c;
+    int peer = client_hand_over(&c, opaque);
+
     front_attach(&c.front, c.chr);
     g_assert_cmpint(c.front.opened, ==, 1);
-    check_link(&c.front, sv[1]);
-    close(sv[1]);
+    check_link(&c.front, peer);
+    close(peer);
     client_cleanup(&c);
 }
 
-/* The client that was handed over left again: connect as if it had not been */
+/* It is lost before a front end attaches: connect as if it had never been */
 static void test_add_client_left(gconstpointer opaque)
 {
-    const ChardevSocket *sock = opaque;
     Client c;
-    int sv[2];
 
-    client_init(&c, &families[0], *sock);
-    g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
-    g_assert_cmpint(qemu_chr_add_client(c.chr, sv[0]), ==, 0);
-    close(sv[1]);
+    close(client_hand_over(&c, opaque));
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_POSTPONED));
 
     client_start_server(&c);
