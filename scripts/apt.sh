@@ -48,5 +48,5 @@ if cmp -s "$apt/sources.list.new" "$apt/sources.list" &&
 fi
 mv "$apt/sources.list.new" "$apt/sources.list"
 scripts/step.sh 'reading package lists' build/apt/update.log \
-    apt-get -c "$conf" update
+    apt-get -c "$conf" -o APT::Update::Error-Mode=any update
 touch "$apt/updated"

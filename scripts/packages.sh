@@ -58,5 +58,5 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-scripts/step.sh "installing ${#wanted[@]} packages" "$log" \
+scripts/step.sh 'installing packages' "$log" \
     "${install[@]}" -o DPkg::Lock::Timeout=300

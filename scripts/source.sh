@@ -30,8 +30,8 @@ download() {
         return
     fi
     scripts/apt.sh || die "Debian's package lists could not be had; $give"
-    version=$(apt-cache -c build/apt/apt.conf showsrc --only-source qemu |
-              sed -n 's/^Version: //p' | grep "^1:$release\." | sort -V | tail -n 1)
+    version=$({ apt-cache -c build/apt/apt.conf showsrc --only-source qemu || true; } |
+              sed -n "s/^Version: \(1:$release\..*\)/\1/p" | sort -V | tail -n 1)
     if [ -z "$version" ]; then
         die "the source packages in build/apt/sources.list have no QEMU $release; $give"
     fi
@@ -58,7 +58,7 @@ unpack() {
         download
         rmdir $work
         scripts/step.sh "unpacking $(basename "$dsc")" build/unpack.log \
-            dpkg-source --no-check -x "$dsc" $work
+            dpkg-source --no-check --no-copy -x "$dsc" $work
     elif [ -e "$QEMU_SRC/.git" ]; then
         copy_git_tree "$QEMU_SRC"
     elif [ -d "$QEMU_SRC" ]; then
@@ -96,6 +96,7 @@ commit() {
     rm -rf $work/.git $work/.pc
     git -C $work init -q -b main
     git -C $work config core.autocrlf false
+    git -C $work config gc.auto 0       # no process stays behind
     git -C $work add -A -f
     git -C $work commit -q -m "QEMU $(cat $work/VERSION)"
     git -C $work tag base
