@@ -1,0 +1,110 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Measure QEMU with the series side by side with stock QEMU
+
+Prints a table and writes build/bench.json.  Exits with status 1 if a figure
+is not as required, or could not be measured.
+
+The two programs take turns, and stock takes part twice: the column
+stock/stock shows what a ratio is worth on this machine at this time.  The
+number after "±" reaches to the end of the ratio's 95 % confidence interval.
+"""
+import signal
+import statistics
+import sys
+from pathlib import Path
+from typing import Dict, List
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# pylint: disable=wrong-import-position
+from guest import OBJ, ROOT, STOCK_OBJ                          # noqa: E402
+from latency import (BLOCKED, measure_answered,                 # noqa: E402
+                     measure_silent, measure_starts)
+from lines import count_lines                                   # noqa: E402
+from process import BenchError                                  # noqa: E402
+from report import Figure, Report, compared, spread             # noqa: E402
+from throughput import measure, receiving, sending              # noqa: E402
+
+OBJS = {'stock': STOCK_OBJ, 'again': STOCK_OBJ, 'ours': OBJ}
+SAME_MS = 1.0       # chardev-add may take so much longer than for null
+SAME_RATE = 0.98    # and throughput must be so much of stock's
+
+
+def additions() -> List[Figure]:
+    """Figures of chardev-add."""
+    null, answered = measure_answered(OBJS)
+    return [compared('null chardev', null, 2),
+            compared('client, server answers', answered, 2),
+            silent_addition()]
+
+
+def silent_addition() -> Figure:
+    """The figure of chardev-add with a server that does not answer."""
+    blocked = f'> {BLOCKED:.0f} s, QMP blocked'
+    values: Dict[str, List[float]] = {}
+    texts: Dict[str, str] = {}
+    for arm in ('stock', 'ours'):
+        null, silent = measure_silent(OBJS[arm])
+        values |= {arm: silent, f'{arm} null': null}
+        texts[arm] = spread(silent, 2) if silent else blocked
+    ratio, passed = '', False
+    if values['ours']:
+        more = (statistics.median(values['ours'])
+                - statistics.median(values['ours null']))
+        ratio, passed = f'null {more:+.2f} ms', more <= SAME_MS
+    return Figure('client, server does not answer', texts['stock'],
+                  texts['ours'], ratio, '',
+                  f'at most {SAME_MS:.0f} ms more than null', passed, values)
+
+
+def starts() -> List[Figure]:
+    """Figures of start-up."""
+    return [compared(name, comparison, 0)
+            for name, comparison in measure_starts(OBJS).items()]
+
+
+def rates() -> List[Figure]:
+    """Figures of throughput."""
+    figures = []
+    for name, launch in (('receive', receiving), ('send', sending)):
+        cpu, wall = measure(launch, OBJS)
+        figures += [compared(f'{name}, per s of CPU time', cpu, 0, SAME_RATE),
+                    compared(f'{name}, per s', wall, 0)]
+    return figures
+
+
+def sizes() -> List[Figure]:
+    """Figures of the patches."""
+    return [Figure(kind, '', f'+{lines.added} -{lines.removed}',
+                   f'{lines.files} files', values=lines._asdict())
+            for kind, lines in count_lines(OBJ.parent / 'src').items()]
+
+
+def main() -> None:
+    """All measurements, in three minutes"""
+    report = Report()
+    report.add('chardev-add until QMP returns, ms', additions())
+    report.add('exec until QMP answers, ms', starts())
+    report.add('throughput of a socket chardev, MB', rates())
+    report.add("lines changed in QEMU's files", sizes())
+    report.save(ROOT / 'build/bench.json')
+    print('\nbuild/bench.json has every single measurement.')
+    if missed := report.missed():
+        sys.exit(f'FAILED: {"; ".join(missed)}')
+
+
+def guarded_main() -> None:
+    """The measurements, with one line for what may go wrong"""
+    try:
+        main()
+    except (BenchError, OSError) as error:
+        sys.exit(f'FAILED: {error}')
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    guarded_main()
