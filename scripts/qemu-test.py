@@ -8,7 +8,11 @@ Tests take KVM where there is one.  Results must not depend on that, and a
 /dev/kvm that does not work makes some tests wait for ever: so when root runs
 them, they see /dev/null in its place, and use TCG.  "--full" is what QEMU
 gives migration-test only where it found KVM; TCG is too slow for it.
+
+A test has files of fixed names in its folder, so "meson test --repeat" must
+not run it twice at once: each holds a lock, which lasts until it has ended.
 """
+import fcntl
 import json
 import os
 import sys
@@ -25,6 +29,10 @@ def main(obj, name):
     command = [arg for arg in test['cmd'] if arg != '--full']
     if os.path.exists(KVM) and os.geteuid() == 0:
         command = MASK_KVM + command
+    lock = os.open(Path(obj) / 'meson-logs' / f'{name.replace("/", "-")}.lock',
+                   os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.set_inheritable(lock, True)
     os.chdir(test['workdir'] or obj)
     env = {**os.environ, **test['env']}
     os.execvpe(command[0], command, env)
