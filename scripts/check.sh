@@ -15,5 +15,5 @@ rm -f $log
 status=0
 meson test -C build/meson --print-errorlogs --timeout-multiplier 3 "$@" \
     </dev/null || status=$?
-python3 -B scripts/count-results.py $log
+/usr/bin/python3 -B scripts/count-results.py $log
 exit $status
