@@ -30,11 +30,14 @@ def main(tree, patches, output):
     cover.write_text(cover.read_text()
                      .replace('*** SUBJECT HERE ***', subject)
                      .replace('*** BLURB HERE ***', text.strip()))
+    # By another suffix, so that *.patch is what "git am" takes.
+    cover.rename(cover.with_suffix('.mail'))
     r = subprocess.run(['scripts/checkpatch.pl', '--no-tree', '--quiet',
                         '--summary-file', *(m.resolve() for m in mails)],
                        cwd=tree, check=False)
     print(f'{output}: cover letter and {len(mails)} patches; checkpatch.pl '
           f'{"has complaints, see above" if r.returncode else "is content"}')
+    print(f'in a QEMU tree: git am {output.resolve()}/*.patch')
     return r.returncode
 
 
