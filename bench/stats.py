@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What is said of repeated measurements: median, spread, ratio and its error
+What is said of repeated measurements: the ratio of two, and its error
 
 A Comparison has three arms that take turns: stock, stock once more, and ours.
 The second one shows how far two equal programs are apart in the same run.
 """
 import random
 import statistics
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, List, NamedTuple, Sequence
 
 ARMS = ('stock', 'again', 'ours')
+Statistic = Callable[[Sequence[float]], float]
+
+
+def lower_quartile(values: Sequence[float]) -> float:
+    """A value that a quarter of them do not reach."""
+    return sorted(values)[len(values) // 4]
 
 
 class Ratio(NamedTuple):
-    """Median of ratios, with the ends of its 95 % confidence interval."""
+    """A ratio, with the ends of its 95 % confidence interval."""
     value: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, above: Sequence[float], below: Sequence[float]) -> 'Ratio':
-        """Divide what was measured in the same round (bootstrap)."""
-        ratios = [a / b for a, b in zip(above, below)]
+    def of(cls, above: Sequence[float], below: Sequence[float],
+           typical: Statistic) -> 'Ratio':
+        """Divide the typical values; draw rounds anew for the interval."""
+        rounds = range(len(above))
         dice = random.Random(0)
-        medians = sorted(
-            statistics.median(dice.choices(ratios, k=len(ratios)))
-            for _ in range(1000))
-        return cls(statistics.median(ratios), medians[25], medians[974])
+        ratios = []
+        for _ in range(1000):
+            drawn = dice.choices(rounds, k=len(rounds))
+            ratios.append(typical([above[i] for i in drawn])
+                          / typical([below[i] for i in drawn]))
+        ratios.sort()
+        return cls(typical(above) / typical(below), ratios[25], ratios[974])
 
     def error(self) -> float:
         """How far the interval reaches."""
@@ -37,9 +47,14 @@ class Ratio(NamedTuple):
 
 
 class Comparison:
-    """What each round has measured with each arm."""
+    """
+    What each round has measured with each arm.
 
-    def __init__(self) -> None:
+    @param typical: which value the ratios are made of
+    """
+
+    def __init__(self, typical: Statistic = statistics.median) -> None:
+        self._typical = typical
         self.values: Dict[str, List[float]] = {arm: [] for arm in ARMS}
 
     def add(self, values: Dict[str, float]) -> None:
@@ -53,11 +68,13 @@ class Comparison:
 
     def ratio(self) -> Ratio:
         """ours / stock"""
-        return Ratio.of(self.values['ours'], self.values['stock'])
+        return Ratio.of(self.values['ours'], self.values['stock'],
+                        self._typical)
 
     def noise(self) -> Ratio:
         """stock / stock"""
-        return Ratio.of(self.values['again'], self.values['stock'])
+        return Ratio.of(self.values['again'], self.values['stock'],
+                        self._typical)
 
 
 def shuffled() -> List[str]:

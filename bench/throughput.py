@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, Dict, List, Tuple
 
-from process import TIMEOUT, BenchError, Qemu, wait_until
+from process import BenchError, Qemu, wait_until
 from server import Server
 from stats import ARMS, Comparison, shuffled
 
