@@ -1,19 +1,21 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# usage: check.sh [ARGUMENTS OF "meson test"]
+# usage: check.sh DIR [ARGUMENTS OF "meson test"]
 #
-# Runs the tests; the last line is the count.  Fails when a test failed, and
-# when none ran.
+# Runs the tests of the Meson build folder DIR; the last line is the count.
+# Fails when a test failed, and when none ran.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
-log=build/meson/meson-logs/testlog.json
+dir=$1
+shift
+log=$dir/meson-logs/testlog.json
 
-rm -f $log
+rm -f "$log"
 # The time limits are for machines with nothing else to do.
 status=0
-meson test -C build/meson --print-errorlogs --timeout-multiplier 3 "$@" \
+meson test -C "$dir" --print-errorlogs --timeout-multiplier 3 "$@" \
     </dev/null || status=$?
-/usr/bin/python3 -B scripts/count-results.py $log
+/usr/bin/python3 -B scripts/count-results.py "$log"
 exit $status

@@ -1,12 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Sets up build/meson, the build folder of our own Meson project, and builds it
+# usage: meson.sh [DIR [QEMU]]
+#
+# Sets up DIR (default: build/meson), a build folder of our own Meson project,
+# for the QEMU in build/QEMU (default: 10.2), and builds it
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
+dir=${1:-build/meson} qemu=${2:-10.2}
 
-if [ ! -e build/meson/build.ninja ]; then
-    meson setup build/meson
+if [ ! -e "$dir/build.ninja" ]; then
+    meson setup "$dir" -Dqemu="$qemu"
 fi
-meson compile -C build/meson
+meson compile -C "$dir"

@@ -1,13 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# usage: qemu.sh DIR WHAT
+# usage: qemu.sh DIR WHAT [FLAG...]
 #
 # Configures (when needed) and builds DIR/obj from DIR/src.  WHAT is the
-# build's name in messages.
+# build's name in messages; FLAGs are more flags for configure.
 
 set -euo pipefail
 dir=$1 what=$2
+shift 2
 obj=$dir/obj
 export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1   # both builds share objects
 
@@ -21,6 +22,7 @@ flags=(
     --enable-vhost-user --enable-vhost-net --enable-vhost-kernel
     --enable-vhost-user-blk-server
     --enable-slirp --enable-pixman --enable-gnutls --enable-fdt=system
+    "$@"
 )
 
 # A QEMU that runs from its build folder looks for firmware under qemu-bundle.
