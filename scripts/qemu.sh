@@ -1,10 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# usage: qemu.sh DIR WHAT [FLAG...]
+# usage: qemu.sh DIR WHAT [--FLAG...] [TARGET...]
 #
 # Configures (when needed) and builds DIR/obj from DIR/src.  WHAT is the
-# build's name in messages; FLAGs are more flags for configure.
+# build's name in messages; FLAGs are more flags for configure; the TARGETs
+# are all that is built, if there are any.
 
 set -euo pipefail
 dir=$1 what=$2
@@ -22,8 +23,11 @@ flags=(
     --enable-vhost-user --enable-vhost-net --enable-vhost-kernel
     --enable-vhost-user-blk-server
     --enable-slirp --enable-pixman --enable-gnutls --enable-fdt=system
-    "$@"
 )
+while [[ ${1:-} == --* ]]; do
+    flags+=("$1")
+    shift
+done
 
 # A QEMU that runs from its build folder looks for firmware under qemu-bundle.
 link_firmware() {
@@ -43,5 +47,5 @@ if [ ! -e "$obj/build.ninja" ] ||
         env -C "$obj" ../src/configure "${flags[@]}"
     echo "${flags[*]}" >"$obj/flags"
 fi
-scripts/step.sh "building $what" "$dir/build.log" ninja -C "$obj"
+scripts/step.sh "building $what" "$dir/build.log" ninja -C "$obj" "$@"
 link_firmware
