@@ -421,7 +421,11 @@ static void setup_with(Fixture *f, const char *options)
 
 static void setup(Fixture *f, const void *data)
 {
-    setup_with(f, "-netdev hubport,id=net,hubid=0");
+    setup_with(f, "-netdev hubport,id=net,hubid=0 -object iothread,id=io"
+               " -chardev socket,id=pri,host=127.0.0.1,port=0,server=on,"
+               "wait=off"
+               " -chardev socket,id=sec,host=127.0.0.1,port=0,server=on,"
+               "wait=off");
 }
 
 /* The gdbstub wants an accelerator that can run a guest */
@@ -476,6 +480,14 @@ static const Attach attachments[] = {
     { "filter-redirector", "filter-redirector", "object-add",
       "{ 'qom-type': 'filter-redirector', 'id': 'fe', 'netdev': 'net',"
       "  'indev': 'c0' }" },
+    { "colo-compare", "colo-compare", "object-add",
+      "{ 'qom-type': 'colo-compare', 'id': 'fe', 'iothread': 'io',"
+      "  'primary_in': 'pri', 'secondary_in': 'sec', 'outdev': 'c0' }" },
+#ifdef CONFIG_SLIRP
+    { "guestfwd", "chardev-socket", "netdev_add",
+      "{ 'type': 'user', 'id': 'fe', 'guestfwd': ["
+      "  { 'str': 'tcp:10.0.2.100:80-chardev:c0' } ] }" },
+#endif
     { "mux", "chardev-mux", "chardev-add",
       "{ 'id': 'fe', 'backend': { 'type': 'mux', 'data':"
       "  { 'chardev': 'c0' } } }" },
@@ -927,6 +939,25 @@ static void test_gdbserver(Fixture *f, const void *data)
     peer_assert_closed(old);
 }
 
+/* A mux has room for more front-ends, but not for the gdbstub twice */
+static void test_gdbserver_mux(Fixture *f, const void *data)
+{
+    Peer *p = peer_new_bound(f, PEER_UNIX);
+    g_autofree char *output = NULL;
+
+    peer_listen(p);
+    chardev_add(f, "c0", p, CLIENT);
+    qtest_qmp_assert_success(f->qts, "{ 'execute': 'chardev-add', 'arguments':"
+                             " { 'id': 'mux', 'backend': { 'type': 'mux',"
+                             " 'data': { 'chardev': 'c0' } } } }");
+    g_free(gdbserver(f, "chardev:mux"));
+    peer_accept(p);
+    assert_gdbstub_answers(p);
+    output = gdbserver(f, "chardev:mux");
+    g_assert_nonnull(strstr(output, "'mux' is already in use"));
+    assert_gdbstub_answers(p);
+}
+
 static void test_gdbserver_in_use(Fixture *f, const void *data)
 {
     g_autofree char *output = NULL;
@@ -1158,6 +1189,7 @@ int main(int argc, char **argv)
     if (qtest_has_accel("tcg")) {
         add("gdbserver", "change", NULL, setup_tcg, test_gdbserver);
         add("gdbserver", "in-use", NULL, setup_tcg, test_gdbserver_in_use);
+        add("gdbserver", "mux", NULL, setup_tcg, test_gdbserver_mux);
     }
 
     if (qtest_has_device("vhost-user-blk-pci")) {

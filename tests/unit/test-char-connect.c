@@ -345,10 +345,11 @@ static void test_no_connect(void)
 
     g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
     g_assert_true(chr->fe == &f.fe);
-    assert_postponed("fake0");
+    g_assert_true(chr->connect_postponed);
 
     front_detach(&f);
     g_assert_cmpint(fake.connects, ==, 0);
+    assert_postponed("fake0");
 
     g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
     g_assert_cmpint(qemu_chr_fe_wait_connected(&f.fe, &error_abort), ==, 0);
@@ -717,6 +718,14 @@ static void test_client(gconstpointer opaque)
     shutdown(c.peer, SHUT_RDWR);
     wait_for(c.front.closed);
     assert_disconnected("c0");
+
+    /* The next front end gets a connection of its own */
+    close(c.peer);
+    front_detach(&c.front);
+    assert_postponed("c0");
+    front_attach(&c.front, c.chr);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
     client_cleanup(&c);
 }
 
@@ -771,6 +780,7 @@ static void test_server_wait_no_connect(void)
     front_detach(&s.front);
 
     run_pending();
+    assert_postponed("s0");
     front_attach(&s.front, s.chr);
     check_link(&s.front, s.peer);
     server_cleanup(&s);
@@ -1022,6 +1032,18 @@ static void test_reconnect(void)
     client_cleanup(&c);
 }
 
+/* A time that makes no sense is the same as none */
+static void test_reconnect_negative(void)
+{
+    Client c;
+
+    client_init(&c, &families[0], (ChardevSocket) {
+        .has_reconnect_ms = true, .reconnect_ms = -1
+    });
+    assert_attach_fails(c.chr, c.address.text);
+    client_cleanup(&c);
+}
+
 static void *start_server_thread(void *opaque)
 {
     client_start_server(opaque);
@@ -1056,6 +1078,7 @@ static void test_reconnect_remove(void)
     Client c;
 
     client_init(&c, &families[0], reconnecting);
+    client_start_server(&c);
     front_attach(&c.front, c.chr);
     assert_connecting("c0");
     front_detach(&c.front);
@@ -1063,8 +1086,13 @@ static void test_reconnect_remove(void)
     chardev_remove("c0");
     c.chr = socket_add("c0", reconnecting, &c.address);
 
+    /* It does not use the connection, either */
     wait_for(gone->ref == 1);
+    g_assert_false(CHARDEV(gone)->be_open);
     object_unref(gone);
+    client_accept(&c);
+    peer_expect_end(c.peer);
+
     assert_postponed("c0");
     client_cleanup(&c);
 }
@@ -1100,6 +1128,8 @@ static void test_add_client_left(gconstpointer opaque)
 
     close(client_hand_over(&c, opaque));
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_POSTPONED));
+    run_pending();
+    assert_postponed("c0");
 
     client_start_server(&c);
     front_attach(&c.front, c.chr);
@@ -1158,10 +1188,18 @@ static void test_change(void)
     peer_expect_end(c.peer);
     close(c.peer);
 
-    /* To a server, which can be reached at once */
+    /* The connection that is kept may have been lost before */
+    shutdown(other, SHUT_RDWR);
+    wait_for(c.front.closed);
+    c.front.refuse_change = true;
     address_init(&d, &families[0]);
+    g_assert_null(socket_change(&d, true, &err));
+    error_free_or_abort(&err);
+    assert_disconnected("c0");
+    c.front.refuse_change = false;
+
+    /* To a server, which can be reached at once */
     server = socket_change(&d, true, &error_abort);
-    peer_expect_end(other);
     close(other);
     c.peer = server_connect(qemu_chr_find("c0"));
     check_link(&c.front, c.peer);
@@ -1339,6 +1377,42 @@ static void test_tls_not_admitted(void)
     check_tls("CN=somebody else", false);
 }
 
+/* TLS that cannot be set up is no reason to give up what works */
+static void test_tls_no_session(void)
+{
+    g_autofree char *path = g_build_filename(tmpdir, "keys.psk", NULL);
+    Error *err = NULL;
+    Address a;
+    Client c;
+    int listener = address_bind(&a, &inet);
+    ChardevSocket sock = { .has_server = true, .addr = &a.legacy,
+                           .tls_creds = (char *)"psk" };
+    ChardevBackend backend = { .type = CHARDEV_BACKEND_KIND_SOCKET,
+                               .u.socket.data = &sock };
+
+    g_assert_true(g_file_set_contents(path, "qemu:00112233445566778899\n", -1,
+                                      NULL));
+    object_new_with_props("tls-creds-psk", object_get_objects_root(), "psk",
+                          &error_abort, "endpoint", "client", "dir", tmpdir,
+                          "priority", "NONSENSE", NULL);
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+
+    client_init(&c, &families[0], plain);
+    client_start_server(&c);
+    front_attach(&c.front, c.chr);
+    client_accept(&c);
+    g_assert_null(qmp_chardev_change("c0", &backend, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "c0"));
+    error_free(err);
+    check_link(&c.front, c.peer);
+
+    client_cleanup(&c);
+    address_release(&a, listener);
+    object_unparent(object_resolve_path_component(object_get_objects_root(),
+                                                  "psk"));
+    g_unlink(path);
+}
+
 /* The options are checked when the chardev is created */
 static void test_tls_bad_creds(void)
 {
@@ -1415,6 +1489,8 @@ int main(int argc, char **argv)
     g_test_add_data_func("/char/connect/telnet/remove", &telnet,
                          test_remove_in_handshake);
     g_test_add_func("/char/connect/reconnect/recovers", test_reconnect);
+    g_test_add_func("/char/connect/reconnect/negative",
+                    test_reconnect_negative);
     g_test_add_func("/char/connect/reconnect/wait", test_reconnect_wait);
     g_test_add_func("/char/connect/reconnect/remove", test_reconnect_remove);
     g_test_add_data_func("/char/connect/add-client/client", &plain,
@@ -1431,6 +1507,7 @@ int main(int argc, char **argv)
 #ifdef CONFIG_TASN1
     g_test_add_func("/char/connect/tls/admitted", test_tls);
     g_test_add_func("/char/connect/tls/not-admitted", test_tls_not_admitted);
+    g_test_add_func("/char/connect/tls/no-session", test_tls_no_session);
     g_test_add_func("/char/connect/tls/bad-creds", test_tls_bad_creds);
 #endif
 
