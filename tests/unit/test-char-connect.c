@@ -1139,19 +1139,21 @@ static void test_add_client_left(gconstpointer opaque)
     client_cleanup(&c);
 }
 
-static ChardevReturn *socket_change(Address *a, bool server, Error **errp)
+static ChardevReturn *socket_change(Address *a, ChardevSocket sock,
+                                    Error **errp)
 {
+    sock.addr = &a->legacy;
+    sock.has_server = true;
     return qmp_chardev_change("c0", &(ChardevBackend) {
         .type = CHARDEV_BACKEND_KIND_SOCKET,
-        .u.socket.data = &(ChardevSocket) {
-            .addr = &a->legacy, .has_server = true, .server = server,
-        },
+        .u.socket.data = &sock,
     }, errp);
 }
 
 static void test_change(void)
 {
     g_autoptr(ChardevReturn) client = NULL, server = NULL;
+    const ChardevSocket a_server = { .server = true };
     Client c;
     Address b, d;
     int second = address_bind(&b, &families[0]), other;
@@ -1164,7 +1166,7 @@ static void test_change(void)
     check_link(&c.front, c.peer);
 
     /* The new peer cannot be reached */
-    g_assert_null(socket_change(&b, false, &err));
+    g_assert_null(socket_change(&b, plain, &err));
     g_assert_nonnull(strstr(error_get_pretty(err), "c0"));
     g_assert_nonnull(strstr(error_get_pretty(err), b.text));
     error_free(err);
@@ -1174,15 +1176,24 @@ static void test_change(void)
     /* The front end does not want it */
     c.front.refuse_change = true;
     g_assert_cmpint(listen(second, 1), ==, 0);
-    g_assert_null(socket_change(&b, false, &err));
+    g_assert_null(socket_change(&b, plain, &err));
     error_free_or_abort(&err);
     close(qemu_accept(second, NULL, NULL));
     check_link(&c.front, c.peer);
     g_assert_cmpint(c.front.closed, ==, 0);
 
+    /* Nor in the background, and the peer soon knows */
+    g_assert_null(socket_change(&b, reconnecting, &err));
+    error_free_or_abort(&err);
+    other = qemu_accept(second, NULL, NULL);
+    run_pending();
+    peer_expect_end(other);
+    close(other);
+    check_link(&c.front, c.peer);
+
     /* All is well */
     c.front.refuse_change = false;
-    client = socket_change(&b, false, &error_abort);
+    client = socket_change(&b, plain, &error_abort);
     other = qemu_accept(second, NULL, NULL);
     check_link(&c.front, other);
     peer_expect_end(c.peer);
@@ -1190,16 +1201,16 @@ static void test_change(void)
 
     /* The connection that is kept may have been lost before */
     shutdown(other, SHUT_RDWR);
-    wait_for(c.front.closed);
+    wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
     c.front.refuse_change = true;
     address_init(&d, &families[0]);
-    g_assert_null(socket_change(&d, true, &err));
+    g_assert_null(socket_change(&d, a_server, &err));
     error_free_or_abort(&err);
     assert_disconnected("c0");
     c.front.refuse_change = false;
 
     /* To a server, which can be reached at once */
-    server = socket_change(&d, true, &error_abort);
+    server = socket_change(&d, a_server, &error_abort);
     close(other);
     c.peer = server_connect(qemu_chr_find("c0"));
     check_link(&c.front, c.peer);
@@ -1385,10 +1396,6 @@ static void test_tls_no_session(void)
     Address a;
     Client c;
     int listener = address_bind(&a, &inet);
-    ChardevSocket sock = { .has_server = true, .addr = &a.legacy,
-                           .tls_creds = (char *)"psk" };
-    ChardevBackend backend = { .type = CHARDEV_BACKEND_KIND_SOCKET,
-                               .u.socket.data = &sock };
 
     g_assert_true(g_file_set_contents(path, "qemu:00112233445566778899\n", -1,
                                       NULL));
@@ -1401,7 +1408,9 @@ static void test_tls_no_session(void)
     client_start_server(&c);
     front_attach(&c.front, c.chr);
     client_accept(&c);
-    g_assert_null(qmp_chardev_change("c0", &backend, &err));
+    g_assert_null(socket_change(&a, (ChardevSocket) {
+        .tls_creds = (char *)"psk"
+    }, &err));
     g_assert_nonnull(strstr(error_get_pretty(err), "c0"));
     error_free(err);
     check_link(&c.front, c.peer);
