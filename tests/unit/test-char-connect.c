@@ -676,10 +676,19 @@ static void peer_expect(int fd, const char *data, size_t len)
     g_assert_cmpmem(buf, len, data, len);
 }
 
+static bool peer_readable(int fd)
+{
+    GPollFD pfd = { .fd = fd, .events = G_IO_IN };
+
+    return g_poll(&pfd, 1, 0) == 1;
+}
+
+/* The chardev closes the connection, now or in the main loop */
 static void peer_expect_end(int fd)
 {
     char c;
 
+    wait_for(peer_readable(fd));
     g_assert_cmpint(recv(fd, &c, 1, 0), ==, 0);
 }
 
@@ -977,7 +986,6 @@ static void test_remove_in_handshake(gconstpointer opaque)
     assert_connecting("s0");
     front_detach(&s.front);
     chardev_remove("s0");
-    run_pending();
     peer_expect_end(s.peer);
     close(s.peer);
 }
@@ -1186,7 +1194,6 @@ static void test_change(void)
     g_assert_null(socket_change(&b, reconnecting, &err));
     error_free_or_abort(&err);
     other = qemu_accept(second, NULL, NULL);
-    run_pending();
     peer_expect_end(other);
     close(other);
     check_link(&c.front, c.peer);
