@@ -70,8 +70,8 @@ def rates() -> List[Figure]:
     figures = []
     for name, launch in (('receive', receiving), ('send', sending)):
         cpu, wall = measure(launch, OBJS)
-        figures += [compared(f'{name}, per s of CPU time', cpu, 0, SAME_RATE),
-                    compared(f'{name}, per s', wall, 0)]
+        figures += [compared(f'{name}, per s', wall, 0, SAME_RATE),
+                    compared(f'{name}, per s of CPU time', cpu, 0)]
     return figures
 
 
