@@ -6,9 +6,9 @@ Two filter-redirectors on an idle netdev forward packets from one chardev to
 another, as fast as the main loop can.  To measure receiving, packets go from
 a socket to a null chardev; to measure sending, from a pipe to a socket.
 
-The measure is bytes per second of QEMU's CPU time: it is what the main loop
-can reach at most, and other users of the machine hardly disturb it.  Bytes
-per second of wall time are told too.
+The measure is bytes per second of the clock.  Bytes per second of QEMU's CPU
+time are told too: other users of the machine disturb that less, but it differs
+by a tenth from one process to the next.
 """
 import fcntl
 import os
