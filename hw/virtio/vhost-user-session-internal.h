@@ -1,0 +1,203 @@
+/*
+ * The state of a vhost-user session, for the files that implement it
+ *
+ * Layouts and numbers: docs/interop/vhost-user.rst, "Message Specification"
+ * and "Front-end message types".
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_VIRTIO_VHOST_USER_SESSION_INTERNAL_H
+#define HW_VIRTIO_VHOST_USER_SESSION_INTERNAL_H
+
+#include "hw/virtio/vhost-user-session.h"
+#include "standard-headers/linux/vhost_types.h"
+
+/* Messages that tell or ask the back-end something that a session keeps */
+enum {
+    GET_FEATURES = 1,
+    SET_FEATURES = 2,
+    SET_OWNER = 3,
+    RESET_OWNER = 4,
+    SET_MEM_TABLE = 5,
+    SET_LOG_BASE = 6,
+    SET_LOG_FD = 7,
+    SET_VRING_NUM = 8,
+    SET_VRING_ADDR = 9,
+    SET_VRING_BASE = 10,
+    GET_VRING_BASE = 11,
+    SET_VRING_KICK = 12,
+    SET_VRING_CALL = 13,
+    SET_VRING_ERR = 14,
+    GET_PROTOCOL_FEATURES = 15,
+    SET_PROTOCOL_FEATURES = 16,
+    GET_QUEUE_NUM = 17,
+    SET_VRING_ENABLE = 18,
+    SEND_RARP = 19,
+    NET_SET_MTU = 20,
+    SET_BACKEND_REQ_FD = 21,
+    IOTLB_MSG = 22,
+    GET_CONFIG = 24,
+    SET_CONFIG = 25,
+    GET_INFLIGHT_FD = 31,
+    SET_INFLIGHT_FD = 32,
+    RESET_DEVICE = 34,
+    GET_MAX_MEM_SLOTS = 36,
+    ADD_MEM_REG = 37,
+    REM_MEM_REG = 38,
+    SET_STATUS = 39,
+    GET_STATUS = 40,
+};
+
+#define FLAGS_VERSION       0x1
+#define FLAGS_REPLY         (1 << 2)
+#define FLAGS_NEED_REPLY    (1 << 3)
+
+/* In the u64 of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR */
+#define RING_INDEX_MASK     0xff
+#define RING_NO_FD          (1 << 8)
+
+#define TABLE_REGIONS       8
+
+typedef struct QEMU_PACKED WireRegion {
+    uint64_t guest_addr;
+    uint64_t size;
+    uint64_t user_addr;
+    uint64_t offset;
+} WireRegion;
+
+typedef struct QEMU_PACKED WireInflight {
+    uint64_t size;
+    uint64_t offset;
+    uint16_t queues;
+    uint16_t queue_size;
+    uint32_t padding;
+} WireInflight;
+
+typedef struct QEMU_PACKED WireMessage {
+    uint32_t request;
+    uint32_t flags;
+    uint32_t size;
+    union {
+        uint64_t u64;
+        struct {
+            uint32_t index;
+            uint32_t num;
+        } ring;
+        struct vhost_vring_addr ring_addr;
+        struct {
+            uint32_t n;
+            uint32_t padding;
+            WireRegion region[TABLE_REGIONS];
+        } table;
+        struct {
+            uint64_t padding;
+            WireRegion region;
+        } slot;
+        struct vhost_iotlb_msg iotlb;
+        WireInflight inflight;
+        struct {
+            uint32_t offset;
+            uint32_t size;
+            uint32_t flags;
+            uint8_t data[VHOST_USER_SESSION_CONFIG];
+        } config;
+    };
+} WireMessage;
+
+#define WIRE_HEADER         offsetof(WireMessage, u64)
+#define WIRE_CONFIG_HEADER  (3 * sizeof(uint32_t))
+
+/* Guest memory that the back-end has mapped */
+typedef struct SessionRegion {
+    uint64_t guest_addr;
+    uint64_t size;
+    uint64_t offset;        /* in the file */
+    uint64_t dev;           /* the file: st_dev, st_ino */
+    uint64_t ino;
+    uint64_t name;          /* address that the back-end was told */
+    uint64_t local;         /* our address, if mapped */
+    bool mapped;            /* has our device said where it has the region? */
+} SessionRegion;
+
+/*
+ * A ring.  Once stopped, a ring has nothing but what outlives GET_VRING_BASE
+ * in all back-ends: whether it is enabled, and its error file.
+ */
+typedef struct SessionRing {
+    uint32_t known;         /* BIT(request): the message was sent */
+    uint32_t num;
+    uint32_t base;
+    uint32_t enabled;
+    uint32_t flags;
+    uint64_t desc;          /* the back-end's names */
+    uint64_t used;
+    uint64_t avail;
+    uint64_t log;
+    int32_t kick;           /* -1: none */
+    int32_t call;
+    int32_t err;
+    /* Of a hold */
+    bool rewind;
+    int lent_kick;
+    int lent_call;
+    /* Of the stream: which of the files it has */
+    uint8_t files;
+} SessionRing;
+
+/* A message that a hold keeps */
+typedef struct HeldMessage {
+    WireMessage *msg;
+    int fds[TABLE_REGIONS];
+    size_t nfds;
+    bool same_file;         /* the back-end has the file already */
+} HeldMessage;
+
+struct VhostUserSession {
+    const VhostUserSessionOps *ops;
+    void *opaque;
+
+    uint64_t known;         /* BIT_ULL(request): value[] is valid */
+    uint64_t value[VHOST_USER_SESSION_VALUES];
+    uint32_t config_size;
+    uint8_t config[VHOST_USER_SESSION_CONFIG];
+    uint32_t nregions;
+    SessionRegion *region;
+    uint32_t nrings;
+    SessionRing *ring;
+    WireInflight inflight;
+    int32_t inflight_fd;    /* -1: none was set */
+    int32_t channel_fd;     /* -1: none, or it is with the device */
+    uint32_t untracked;     /* a request with effects that no session knows */
+
+    bool held;
+    bool owned;
+    GQueue pending;         /* of HeldMessage */
+    WireMessage reply;
+    bool has_reply;
+    int reply_fd;
+
+    /* Of the stream: which of the files it has */
+    uint8_t files;
+};
+
+static inline bool session_knows(const VhostUserSession *s, unsigned request)
+{
+    return s->known & BIT_ULL(request);
+}
+
+static inline bool ring_knows(const SessionRing *ring, unsigned request)
+{
+    return ring->known & BIT(request);
+}
+
+/* "Ring states": a back-end starts a ring at its kick */
+static inline bool ring_runs(const SessionRing *ring)
+{
+    return ring_knows(ring, SET_VRING_KICK);
+}
+
+/* Have @n rings at least; new ones are unknown.  Returns the last. */
+SessionRing *session_grow_rings(VhostUserSession *s, unsigned n);
+
+#endif

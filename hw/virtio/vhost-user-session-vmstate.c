@@ -1,0 +1,348 @@
+/*
+ * Save and load what a vhost-user back-end has been told
+ *
+ * The stream comes from another process: nothing in it is believed before
+ * vhost_user_session_adopt() has compared it with the device.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/range.h"
+#include "migration/qemu-file-types.h"
+#include "vhost-user-session-internal.h"
+#include "trace.h"
+
+enum {
+    HAS_KICK = 1,
+    HAS_CALL = 2,
+    HAS_ERR = 4,
+};
+
+enum {
+    HAS_INFLIGHT = 1,
+    HAS_CHANNEL = 2,
+};
+
+static bool ring_has_kick(void *opaque, int version_id)
+{
+    return ((SessionRing *)opaque)->files & HAS_KICK;
+}
+
+static bool ring_has_call(void *opaque, int version_id)
+{
+    return ((SessionRing *)opaque)->files & HAS_CALL;
+}
+
+static bool ring_has_err(void *opaque, int version_id)
+{
+    return ((SessionRing *)opaque)->files & HAS_ERR;
+}
+
+static int ring_pre_save(void *opaque)
+{
+    SessionRing *ring = opaque;
+
+    ring->files = (ring->kick >= 0 ? HAS_KICK : 0) |
+                  (ring->call >= 0 ? HAS_CALL : 0) |
+                  (ring->err >= 0 ? HAS_ERR : 0);
+    return 0;
+}
+
+static const VMStateDescription vmstate_ring = {
+    .name = "vhost-user-session/ring",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .pre_save = ring_pre_save,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT32(known, SessionRing),
+        VMSTATE_UINT32(num, SessionRing),
+        VMSTATE_UINT32(base, SessionRing),
+        VMSTATE_UINT32(enabled, SessionRing),
+        VMSTATE_UINT32(flags, SessionRing),
+        VMSTATE_UINT64(desc, SessionRing),
+        VMSTATE_UINT64(used, SessionRing),
+        VMSTATE_UINT64(avail, SessionRing),
+        VMSTATE_UINT64(log, SessionRing),
+        VMSTATE_BOOL(rewind, SessionRing),
+        VMSTATE_UINT8(files, SessionRing),
+        VMSTATE_SINGLE_TEST(kick, SessionRing, ring_has_kick, 0,
+                            vmstate_info_fd, int32_t),
+        VMSTATE_SINGLE_TEST(call, SessionRing, ring_has_call, 0,
+                            vmstate_info_fd, int32_t),
+        VMSTATE_SINGLE_TEST(err, SessionRing, ring_has_err, 0,
+                            vmstate_info_fd, int32_t),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+static const VMStateDescription vmstate_region = {
+    .name = "vhost-user-session/region",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT64(guest_addr, SessionRegion),
+        VMSTATE_UINT64(size, SessionRegion),
+        VMSTATE_UINT64(offset, SessionRegion),
+        VMSTATE_UINT64(dev, SessionRegion),
+        VMSTATE_UINT64(ino, SessionRegion),
+        VMSTATE_UINT64(name, SessionRegion),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+static bool session_has_inflight(void *opaque, int version_id)
+{
+    return ((VhostUserSession *)opaque)->files & HAS_INFLIGHT;
+}
+
+static bool session_has_channel(void *opaque, int version_id)
+{
+    return ((VhostUserSession *)opaque)->files & HAS_CHANNEL;
+}
+
+/* The arrays are as long as they may get: see session_pre_load() */
+static bool session_valid_regions(void *opaque, int version_id)
+{
+    VhostUserSession *s = opaque;
+
+    if (s->nregions > VHOST_USER_SESSION_REGIONS) {
+        s->nregions = 0;
+        return false;
+    }
+    return true;
+}
+
+static bool session_valid_rings(void *opaque, int version_id)
+{
+    VhostUserSession *s = opaque;
+
+    if (s->nrings > VHOST_USER_SESSION_RINGS) {
+        s->nrings = 0;
+        return false;
+    }
+    return true;
+}
+
+static int session_pre_load(void *opaque)
+{
+    VhostUserSession *s = opaque;
+
+    vhost_user_session_reset(s);
+    session_grow_rings(s, VHOST_USER_SESSION_RINGS);
+    s->nrings = 0;
+    s->region = g_new0(SessionRegion, VHOST_USER_SESSION_REGIONS);
+    return 0;
+}
+
+static int session_pre_save(void *opaque)
+{
+    VhostUserSession *s = opaque;
+
+    s->files = (s->inflight_fd >= 0 ? HAS_INFLIGHT : 0) |
+               (s->channel_fd >= 0 ? HAS_CHANNEL : 0);
+    return 0;
+}
+
+const VMStateDescription vmstate_vhost_user_session = {
+    .name = "vhost-user-session",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .pre_save = session_pre_save,
+    .pre_load = session_pre_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT64(known, VhostUserSession),
+        VMSTATE_UINT64_ARRAY(value, VhostUserSession,
+                             VHOST_USER_SESSION_VALUES),
+        VMSTATE_UINT32(config_size, VhostUserSession),
+        VMSTATE_BUFFER(config, VhostUserSession),
+        VMSTATE_UINT32(nregions, VhostUserSession),
+        VMSTATE_VALIDATE("too many memory regions", session_valid_regions),
+        VMSTATE_STRUCT_VARRAY_POINTER_UINT32(region, VhostUserSession,
+                                             nregions, vmstate_region,
+                                             SessionRegion),
+        VMSTATE_UINT32(nrings, VhostUserSession),
+        VMSTATE_VALIDATE("too many rings", session_valid_rings),
+        VMSTATE_STRUCT_VARRAY_POINTER_UINT32(ring, VhostUserSession, nrings,
+                                             vmstate_ring, SessionRing),
+        VMSTATE_UINT64(inflight.size, VhostUserSession),
+        VMSTATE_UINT64(inflight.offset, VhostUserSession),
+        VMSTATE_UINT16(inflight.queues, VhostUserSession),
+        VMSTATE_UINT16(inflight.queue_size, VhostUserSession),
+        VMSTATE_UINT8(files, VhostUserSession),
+        VMSTATE_SINGLE_TEST(inflight_fd, VhostUserSession,
+                            session_has_inflight, 0, vmstate_info_fd,
+                            int32_t),
+        VMSTATE_SINGLE_TEST(channel_fd, VhostUserSession,
+                            session_has_channel, 0, vmstate_info_fd,
+                            int32_t),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+static bool is_eventfd(int fd)
+{
+    static const char eventfd[] = "anon_inode:[eventfd]";
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+    char target[sizeof(eventfd)];
+    ssize_t len = readlink(path, target, sizeof(target));
+
+    return len == sizeof(eventfd) - 1 && !memcmp(target, eventfd, len);
+}
+
+static bool is_stream_socket(int fd)
+{
+    int type;
+    socklen_t len = sizeof(type);
+
+    return !getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) &&
+           type == SOCK_STREAM;
+}
+
+static bool is_file_of(int fd, uint64_t offset, uint64_t size)
+{
+    struct stat st;
+
+    return !fstat(fd, &st) && S_ISREG(st.st_mode) && size &&
+           offset <= st.st_size && size <= st.st_size - offset;
+}
+
+static bool check_ring_files(const SessionRing *ring, Error **errp)
+{
+    if ((ring->files & HAS_KICK && !is_eventfd(ring->kick)) ||
+        (ring->files & HAS_CALL && !is_eventfd(ring->call)) ||
+        (ring->files & HAS_ERR && !is_eventfd(ring->err))) {
+        error_setg(errp, "a ring came with a file that is not an eventfd");
+        return false;
+    }
+    return true;
+}
+
+static bool check_files(const VhostUserSession *s, Error **errp)
+{
+    for (unsigned i = 0; i < s->nrings; i++) {
+        if (!check_ring_files(&s->ring[i], errp)) {
+            return false;
+        }
+    }
+    if (s->files & HAS_INFLIGHT &&
+        !is_file_of(s->inflight_fd, s->inflight.offset, s->inflight.size)) {
+        error_setg(errp, "the inflight region came with a wrong file");
+        return false;
+    }
+    if (s->files & HAS_CHANNEL && !is_stream_socket(s->channel_fd)) {
+        error_setg(errp, "the back-end's channel is not a socket");
+        return false;
+    }
+    return true;
+}
+
+static bool check_regions(const VhostUserSession *s,
+                          const VhostUserSessionFits *fits, bool running,
+                          Error **errp)
+{
+    for (unsigned i = 0; i < s->nregions; i++) {
+        const SessionRegion *a = &s->region[i];
+
+        if (!a->size || a->size > UINT64_MAX - a->name ||
+            a->size > UINT64_MAX - a->guest_addr) {
+            error_setg(errp, "a memory region has a wrong size");
+            return false;
+        }
+        for (unsigned j = 0; j < i; j++) {
+            const SessionRegion *b = &s->region[j];
+
+            if (ranges_overlap(a->name, a->size, b->name, b->size)) {
+                error_setg(errp, "memory regions overlap");
+                return false;
+            }
+        }
+        if (running && !fits->has_file(fits->opaque, a->dev, a->ino)) {
+            error_setg(errp, "the back-end uses guest memory that is not "
+                       "shared with this QEMU; use the same file or memfd for "
+                       "the guest's memory on both sides");
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool names_memory(const VhostUserSession *s, uint64_t name)
+{
+    for (unsigned i = 0; i < s->nregions; i++) {
+        if (name - s->region[i].name < s->region[i].size) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool check_ring(const VhostUserSession *s, const SessionRing *ring,
+                       const VhostUserSessionFits *fits, Error **errp)
+{
+    const uint32_t all = BIT(SET_VRING_NUM) | BIT(SET_VRING_ADDR) |
+                         BIT(SET_VRING_BASE);
+    bool iommu = s->value[SET_FEATURES] & BIT_ULL(VIRTIO_F_IOMMU_PLATFORM);
+
+    if (!ring_runs(ring)) {
+        return true;
+    }
+    if ((ring->known & all) != all || !ring->num) {
+        error_setg(errp, "a running ring is not set up");
+        return false;
+    }
+    if (ring->num > fits->ring_size) {
+        error_setg(errp, "a ring has %" PRIu32 " entries, the device takes "
+                   "%u; use the same queue-size on both sides", ring->num,
+                   fits->ring_size);
+        return false;
+    }
+    if (!iommu && (!names_memory(s, ring->desc) ||
+                   !names_memory(s, ring->used) ||
+                   !names_memory(s, ring->avail))) {
+        error_setg(errp, "a ring is not in the guest's memory");
+        return false;
+    }
+    return true;
+}
+
+static bool session_fits(const VhostUserSession *s,
+                         const VhostUserSessionFits *fits, Error **errp)
+{
+    bool running = false;
+
+    if (s->nrings > fits->rings) {
+        error_setg(errp, "the back-end was told of %" PRIu32 " rings, the "
+                   "device has %u; use the same num-queues on both sides",
+                   s->nrings, fits->rings);
+        return false;
+    }
+    if (s->config_size > VHOST_USER_SESSION_CONFIG ||
+        (fits->config_size && s->config_size != fits->config_size)) {
+        error_setg(errp, "the config space has %" PRIu32 " bytes, the device "
+                   "has %u; use the same properties on both sides",
+                   s->config_size, fits->config_size);
+        return false;
+    }
+    for (unsigned i = 0; i < s->nrings; i++) {
+        if (!check_ring(s, &s->ring[i], fits, errp)) {
+            return false;
+        }
+        running |= ring_runs(&s->ring[i]);
+    }
+    return check_regions(s, fits, running, errp) && check_files(s, errp);
+}
+
+bool vhost_user_session_adopt(VhostUserSession *s,
+                              const VhostUserSessionFits *fits, Error **errp)
+{
+    if (!session_fits(s, fits, errp)) {
+        return false;
+    }
+    s->known &= BIT_ULL(VHOST_USER_SESSION_VALUES) - 1;
+    s->held = true;
+    s->owned = false;
+    trace_vhost_user_session_adopt(s, s->nregions, s->nrings);
+    return true;
+}

@@ -1,0 +1,587 @@
+/*
+ * Hand the back-end of a vhost-user device over to another QEMU
+ *
+ * The parts are elsewhere: the chardev's connection (chardev/char-transfer.c),
+ * what the back-end has been told (vhost-user-session.c), and whose turn it is
+ * (migration/backend-transfer.c).  Here they meet a virtio device.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "qemu/timer.h"
+#include "hw/qdev-core.h"
+#include "hw/virtio/vhost-user-transfer.h"
+#include "hw/virtio/virtio-access.h"
+#include "migration/options.h"
+#include "migration/misc.h"
+#include "standard-headers/linux/vhost_types.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
+#include "trace.h"
+
+/*
+ * How long to wait, after the VM has stopped, for the requests in flight.  A
+ * guest gives a disk at least as long before it resets it.
+ */
+#define DRAIN_TIMEOUT_MS 30000
+
+static char *device_name(const VhostUserTransfer *t)
+{
+    BusState *bus = qdev_get_parent_bus(DEVICE(t->vdev));
+
+    return qdev_get_human_name(bus->parent);
+}
+
+static void prepend_name(const VhostUserTransfer *t, Error **errp)
+{
+    g_autofree char *name = device_name(t);
+
+    error_prepend(errp, "Cannot hand over the back-end of '%s': ", name);
+}
+
+static bool is_connected(const VhostUserTransfer *t)
+{
+    return t->dev->vhost_ops;
+}
+
+/* virtio_load() changes the size of a queue, but not its greatest size */
+static unsigned num_queues(VirtIODevice *vdev)
+{
+    unsigned n = 0;
+
+    while (n < VIRTIO_QUEUE_MAX && virtio_queue_get_max_num(vdev, n)) {
+        n++;
+    }
+    return n;
+}
+
+/* Memory */
+
+static bool ram_is_shared(struct vhost_dev *dev)
+{
+    for (int i = 0; i < dev->mem->nregions; i++) {
+        uint64_t addr = dev->mem->regions[i].userspace_addr;
+        ram_addr_t offset;
+        MemoryRegion *mr = memory_region_from_host((void *)(uintptr_t)addr,
+                                                   &offset);
+
+        /* Memory without a file is unknown to the back-end */
+        if (memory_region_get_fd(mr) >= 0 &&
+            !migrate_ram_is_ignored(mr->ram_block)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool vhost_user_transfer_ram_stays(struct vhost_dev *dev)
+{
+    return backend_transfer_outgoing() && ram_is_shared(dev);
+}
+
+typedef struct FindFile {
+    uint64_t dev;
+    uint64_t ino;
+} FindFile;
+
+static int block_has_file(RAMBlock *block, void *opaque)
+{
+    const FindFile *find = opaque;
+    int fd = qemu_ram_get_fd(block);
+    struct stat st;
+
+    return fd >= 0 && migrate_ram_is_ignored(block) && !fstat(fd, &st) &&
+           st.st_dev == find->dev && st.st_ino == find->ino;
+}
+
+static bool guest_has_file(void *opaque, uint64_t dev, uint64_t ino)
+{
+    FindFile find = { .dev = dev, .ino = ino };
+
+    return qemu_ram_foreach_block(block_has_file, &find);
+}
+
+/* Rings */
+
+/*
+ * Where a ring that the back-end is running stands is not known.  The index of
+ * the driver is a value that virtio_load() accepts, and the back-end's never
+ * passes it; it is used if the back-end dies before it can be asked.
+ */
+static void guess_last_avail(VhostUserTransfer *t, int n)
+{
+    VirtIODevice *vdev = t->vdev;
+    hwaddr avail = virtio_queue_get_avail_addr(vdev, n);
+    const hwaddr idx = offsetof(struct vring_avail, idx);
+
+    if (avail && !virtio_vdev_has_feature(vdev, VIRTIO_F_RING_PACKED)) {
+        virtio_queue_set_last_avail_idx(vdev, n,
+                                        virtio_lduw_phys(vdev, avail + idx));
+    }
+}
+
+static bool ring_is_busy(VhostUserTransfer *t, int n)
+{
+    VirtIODevice *vdev = t->vdev;
+    hwaddr avail = virtio_queue_get_avail_addr(vdev, n);
+    hwaddr used = virtio_queue_get_used_addr(vdev, n);
+
+    return avail && vhost_user_session_ring_running(t->session, n) &&
+           virtio_lduw_phys(vdev, avail + offsetof(struct vring_avail, idx)) !=
+           virtio_lduw_phys(vdev, used + offsetof(struct vring_used, idx));
+}
+
+/*
+ * Some back-ends stop a ring without waiting for its requests, and fail when
+ * those complete.  With the VM stopped, no more requests come; wait until the
+ * back-end has done the rest.  Packed rings cannot be watched from outside.
+ */
+static void drain(VhostUserTransfer *t)
+{
+    int64_t end = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + DRAIN_TIMEOUT_MS;
+
+    if (virtio_vdev_has_feature(t->vdev, VIRTIO_F_RING_PACKED)) {
+        return;
+    }
+    for (int i = 0; i < t->dev->nvqs; i++) {
+        while (ring_is_busy(t, i) && t->user->chr->chr->be_open &&
+               qemu_clock_get_ms(QEMU_CLOCK_REALTIME) < end) {
+            g_usleep(SCALE_MS / SCALE_US);
+        }
+    }
+}
+
+/* The device's own requests of the VM's state */
+
+void vhost_user_transfer_lend(VhostUserTransfer *t)
+{
+    for (int i = 0; i < t->dev->nvqs; i++) {
+        VirtQueue *vq = virtio_get_queue(t->vdev, i);
+        int kick = vhost_user_session_lend_kick(t->session, i);
+        int call = vhost_user_session_lend_call(t->session, i);
+
+        if (kick >= 0) {
+            event_notifier_init_fd(virtio_queue_get_host_notifier(vq), kick);
+        }
+        if (call >= 0) {
+            event_notifier_init_fd(virtio_queue_get_guest_notifier(vq), call);
+        }
+    }
+}
+
+/* Bring the back-end to what the device wants */
+static bool commit(VhostUserTransfer *t, Error **errp)
+{
+    int ret = vhost_user_resume_channel(t->dev);
+
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Cannot listen to the back-end");
+        return false;
+    }
+    return vhost_user_session_commit(t->session, errp) >= 0;
+}
+
+bool vhost_user_transfer_started(VhostUserTransfer *t, Error **errp)
+{
+    if (!vhost_user_session_held(t->session)) {
+        return true;
+    }
+    if (!commit(t, errp)) {
+        return false;
+    }
+
+    /* What the other QEMU has read off the eventfds is lost to us */
+    vhost_user_session_kick(t->session);
+    for (int i = 0; i < t->dev->nvqs; i++) {
+        VirtQueue *vq = virtio_get_queue(t->vdev, i);
+
+        if (vhost_user_session_ring_running(t->session, i)) {
+            event_notifier_set(virtio_queue_get_guest_notifier(vq));
+        }
+    }
+    return true;
+}
+
+void vhost_user_transfer_stopping(VhostUserTransfer *t)
+{
+    bool stays;
+
+    /* A device that is reset, or unplugged, stops for good */
+    if (t->vdev->vm_running || !t->enabled || !backend_transfer_outgoing()) {
+        return;
+    }
+    stays = vhost_user_transfer_ram_stays(t->dev);
+    trace_vhost_user_transfer_mode(DEVICE(t->vdev)->canonical_path,
+                                   stays ? "live" : "restart",
+                                   stays ? "the memory stays where it is" :
+                                           "the memory is copied");
+    if (stays) {
+        vhost_user_session_hold(t->session);
+    } else {
+        drain(t);
+    }
+}
+
+void vhost_user_transfer_stopped(VhostUserTransfer *t)
+{
+    if (!vhost_user_session_held(t->session)) {
+        return;
+    }
+    for (int i = 0; i < t->dev->nvqs; i++) {
+        guess_last_avail(t, i);
+    }
+    /* Taking the host notifiers away may have eaten a kick */
+    vhost_user_session_kick(t->session);
+}
+
+void vhost_user_transfer_disconnected(VhostUserTransfer *t)
+{
+    for (int i = 0; i < t->dev->nvqs; i++) {
+        if (vhost_user_session_held(t->session) &&
+            vhost_user_session_ring_running(t->session, i)) {
+            virtio_queue_restore_last_avail_idx(t->vdev, i);
+            virtio_queue_update_used_idx(t->vdev, i);
+        }
+    }
+}
+
+void vhost_user_transfer_reset(VhostUserTransfer *t)
+{
+    vhost_user_session_rewind(t->session);
+}
+
+/* Ownership */
+
+static VhostUserTransfer *from_backend(BackendTransfer *bt)
+{
+    return container_of(bt, VhostUserTransfer, backend);
+}
+
+static Chardev *get_chardev(VhostUserTransfer *t)
+{
+    return t->user->chr->chr;
+}
+
+static bool check_blocker(VhostUserTransfer *t, Error **errp)
+{
+    if (t->dev->migration_blocker) {
+        error_propagate(errp, error_copy(t->dev->migration_blocker));
+        return false;
+    }
+    return true;
+}
+
+static bool has_host_notifiers(VhostUserTransfer *t)
+{
+    for (unsigned i = 0; i < t->user->notifiers->len; i++) {
+        VhostUserHostNotifier *n = g_ptr_array_index(t->user->notifiers, i);
+
+        if (n && n->addr) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool can_hand_over(VhostUserTransfer *t, Error **errp)
+{
+    if (!is_connected(t)) {
+        error_setg(errp, "it is not connected; wait until it is, or unplug "
+                   "the device");
+        return false;
+    }
+    if (has_host_notifiers(t)) {
+        error_setg(errp, "it has host notifiers in the guest's memory");
+        return false;
+    }
+    return vhost_user_session_check(t->session, errp) &&
+           qemu_chr_transfer_check(get_chardev(t), errp);
+}
+
+static bool transfer_check(BackendTransfer *bt, Error **errp)
+{
+    ERRP_GUARD();
+    VhostUserTransfer *t = from_backend(bt);
+
+    if (!vhost_user_transfer_needed(t)) {
+        return check_blocker(t, errp);
+    }
+    if (!can_hand_over(t, errp)) {
+        prepend_name(t, errp);
+        return false;
+    }
+    /* What stands in the way of logging is no reason if there is no log */
+    return ram_is_shared(t->dev) || check_blocker(t, errp);
+}
+
+/* When the device was realized, it was not known what its back-end can do. */
+static bool update_features(VhostUserTransfer *t, Error **errp)
+{
+    VirtioDeviceClass *vdc = VIRTIO_DEVICE_GET_CLASS(t->vdev);
+    Error *err = NULL;
+    uint64_t features;
+
+    features = vdc->get_features(t->vdev, t->vdev->host_features, &err);
+    if (err) {
+        error_propagate(errp, err);
+        return false;
+    }
+    t->vdev->host_features = features;
+    return true;
+}
+
+static bool transfer_connect(BackendTransfer *bt, Error **errp)
+{
+    VhostUserTransfer *t = from_backend(bt);
+
+    if (t->waiting) {
+        if (!t->ops->connect(t->vdev, errp) || !update_features(t, errp)) {
+            return false;
+        }
+        t->waiting = false;
+    }
+    return true;
+}
+
+static bool transfer_claimed(BackendTransfer *bt, Error **errp)
+{
+    ERRP_GUARD();
+    VhostUserTransfer *t = from_backend(bt);
+    VirtIODevice *vdev = t->vdev;
+
+    if (t->detached) {
+        trace_vhost_user_transfer_take_back(DEVICE(vdev)->canonical_path);
+        if (!qemu_chr_transfer_attach(get_chardev(t), &t->connection, errp)) {
+            error_prepend(errp, "Cannot take the back-end back: ");
+            return false;
+        }
+        t->detached = false;
+    }
+    if (!vhost_user_session_held(t->session)) {
+        return true;
+    }
+    vhost_user_session_own(t->session, true);
+    if (virtio_device_started(vdev, vdev->status)) {
+        /* The device starts with the VM; there is more to say then */
+        return true;
+    }
+    return commit(t, errp);
+}
+
+/* The VM stays stopped here: then so must the rings that kept running. */
+static void transfer_outgoing_failed(BackendTransfer *bt)
+{
+    VhostUserTransfer *t = from_backend(bt);
+    Error *err = NULL;
+
+    if (!vhost_user_session_held(t->session) || t->detached ||
+        t->vdev->vm_running) {
+        return;
+    }
+    vhost_user_session_own(t->session, true);
+    if (!commit(t, &err)) {
+        error_report_err(err);
+        return;
+    }
+    for (int i = 0; i < t->dev->nvqs; i++) {
+        if (virtio_queue_get_desc_addr(t->vdev, i)) {
+            virtio_queue_set_last_avail_idx(t->vdev, i,
+                vhost_user_session_ring_base(t->session, i));
+            virtio_queue_update_used_idx(t->vdev, i);
+        }
+    }
+}
+
+/* Close our copy of a connection that never was ours; the source's lives on */
+static void drop_connection(VhostUserTransfer *t)
+{
+    qemu_chr_transfer_clear(&t->connection);
+    if (qemu_chr_transfer_detach(get_chardev(t), &t->connection, NULL)) {
+        qemu_chr_transfer_clear(&t->connection);
+    }
+}
+
+static void transfer_incoming_failed(BackendTransfer *bt)
+{
+    VhostUserTransfer *t = from_backend(bt);
+
+    if (vhost_user_session_held(t->session)) {
+        drop_connection(t);
+        if (is_connected(t)) {
+            t->ops->disconnect(t->vdev);
+        }
+    }
+    qemu_chr_transfer_clear(&t->connection);
+    vhost_user_session_reset(t->session);
+}
+
+static const BackendTransferOps transfer_ops = {
+    .check = transfer_check,
+    .connect = transfer_connect,
+    .claimed = transfer_claimed,
+    .outgoing_failed = transfer_outgoing_failed,
+    .incoming_failed = transfer_incoming_failed,
+};
+
+bool vhost_user_transfer_waits(const VhostUserTransfer *t)
+{
+    return t->enabled && backend_transfer_waits();
+}
+
+void vhost_user_transfer_init(VhostUserTransfer *t,
+                              const VhostUserTransferOps *ops,
+                              VirtIODevice *vdev, struct vhost_dev *dev,
+                              VhostUserState *user)
+{
+    t->ops = ops;
+    t->vdev = vdev;
+    t->dev = dev;
+    t->user = user;
+    t->session = user->session;
+    t->waiting = vhost_user_transfer_waits(t);
+    t->detached = false;
+    t->backend.ops = &transfer_ops;
+    qemu_chr_transfer_init(&t->connection);
+    backend_transfer_add(&t->backend);
+}
+
+void vhost_user_transfer_cleanup(VhostUserTransfer *t)
+{
+    Error *err = NULL;
+
+    if (vhost_user_session_held(t->session) && !t->detached) {
+        /* The device goes while the VM is stopped; so must its rings */
+        if (!vhost_user_session_owned(t->session)) {
+            drop_connection(t);
+        } else if (vhost_user_session_commit(t->session, &err) < 0) {
+            error_report_err(err);
+        }
+    }
+    backend_transfer_remove(&t->backend);
+    qemu_chr_transfer_clear(&t->connection);
+    t->session = NULL;
+}
+
+/* The stream */
+
+bool vhost_user_transfer_needed(const VhostUserTransfer *t)
+{
+    return t->enabled && migrate_backend_transfer();
+}
+
+static bool transfer_pre_save(void *opaque, Error **errp)
+{
+    ERRP_GUARD();
+    VhostUserTransfer *t = opaque;
+    int channel;
+
+    if (!can_hand_over(t, errp)) {
+        goto fail;
+    }
+    t->num_queues = num_queues(t->vdev);
+    t->queue_size = virtio_queue_get_max_num(t->vdev, 0);
+    t->config_size = t->vdev->config_len;
+    t->host_features = t->vdev->host_features;
+
+    vhost_user_session_hold(t->session);
+    if (!qemu_chr_transfer_detach(get_chardev(t), &t->connection, errp)) {
+        goto fail;
+    }
+    t->detached = true;
+    vhost_user_session_own(t->session, false);
+    channel = vhost_user_pause_channel(t->dev);
+    if (channel >= 0) {
+        vhost_user_session_set_channel(t->session, channel);
+    }
+    trace_vhost_user_transfer_save(DEVICE(t->vdev)->canonical_path);
+    return true;
+
+fail:
+    prepend_name(t, errp);
+    return false;
+}
+
+static bool transfer_pre_load(void *opaque, Error **errp)
+{
+    VhostUserTransfer *t = opaque;
+
+    if (!t->waiting || !migrate_backend_transfer()) {
+        error_setg(errp, "The source hands over its back-ends; set the "
+                   "migration parameter 'backend-transfer' on this side, too, "
+                   "and the device's property 'backend-transfer'");
+        return false;
+    }
+    qemu_chr_transfer_clear(&t->connection);
+    return true;
+}
+
+static bool same_number(const char *what, uint64_t theirs, uint64_t ours,
+                        Error **errp)
+{
+    if (theirs != ours) {
+        error_setg(errp, "%s is 0x%" PRIx64 " at the source and 0x%" PRIx64
+                   " here; use the same properties on both sides", what,
+                   theirs, ours);
+        return false;
+    }
+    return true;
+}
+
+static bool adopt(VhostUserTransfer *t, Error **errp)
+{
+    const VhostUserSessionFits fits = {
+        .rings = num_queues(t->vdev),
+        .ring_size = virtio_queue_get_max_num(t->vdev, 0),
+        .config_size = t->vdev->config_len,
+        .has_file = guest_has_file,
+    };
+
+    if (!same_number("num-queues", t->num_queues, fits.rings, errp) ||
+        !same_number("queue-size", t->queue_size, fits.ring_size, errp) ||
+        !same_number("the size of the config space", t->config_size,
+                     fits.config_size, errp) ||
+        !vhost_user_session_adopt(t->session, &fits, errp) ||
+        !qemu_chr_transfer_attach(get_chardev(t), &t->connection, errp) ||
+        !t->ops->adopt(t->vdev, errp) || !update_features(t, errp)) {
+        return false;
+    }
+    return same_number("the set of host features", t->host_features,
+                       t->vdev->host_features, errp);
+}
+
+static bool transfer_post_load(void *opaque, int version_id, Error **errp)
+{
+    ERRP_GUARD();
+    VhostUserTransfer *t = opaque;
+
+    if (!adopt(t, errp)) {
+        prepend_name(t, errp);
+        return false;
+    }
+    t->waiting = false;
+    trace_vhost_user_transfer_adopt(DEVICE(t->vdev)->canonical_path);
+    return true;
+}
+
+const VMStateDescription vmstate_vhost_user_transfer = {
+    .name = "vhost-user-transfer",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .pre_save_errp = transfer_pre_save,
+    .pre_load_errp = transfer_pre_load,
+    .post_load_errp = transfer_post_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT32(num_queues, VhostUserTransfer),
+        VMSTATE_UINT32(queue_size, VhostUserTransfer),
+        VMSTATE_UINT32(config_size, VhostUserTransfer),
+        VMSTATE_UINT64(host_features, VhostUserTransfer),
+        VMSTATE_STRUCT(connection, VhostUserTransfer, 1,
+                       vmstate_chardev_transfer, ChardevTransfer),
+        VMSTATE_STRUCT_POINTER(session, VhostUserTransfer,
+                               vmstate_vhost_user_session, VhostUserSession),
+        VMSTATE_END_OF_LIST()
+    }
+};

@@ -1,0 +1,484 @@
+/*
+ * Backend-transfer: registry of devices, checks, and the token of ownership
+ *
+ * The token is an eventfd that counts to one. The source makes it when it
+ * saves its state, and the destination gets it in the stream. Both read it
+ * before they start the VM, and the kernel lets only one of them have the
+ * count. It survives any death: if the destination is killed before it read
+ * the token, then the source can have it.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#ifdef CONFIG_LINUX
+#include <sys/eventfd.h>
+#endif
+#include "qapi/error.h"
+#include "io/channel.h"
+#include "migration/backend-transfer.h"
+#include "migration/misc.h"
+#include "migration/vmstate.h"
+#include "migration.h"
+#include "options.h"
+#include "qemu-file.h"
+#include "system/runstate.h"
+#include "trace.h"
+
+#define SECTION "backend-transfer"
+
+typedef struct BackendTransferState {
+    QTAILQ_HEAD(, BackendTransfer) devices;
+    NotifierWithReturn notifier;
+    /* The parameter's value may change, but not during a migration */
+    bool incoming_started;
+    bool incoming_on;
+    bool outgoing_on;
+    bool owner;
+    int32_t token;              /* -1 if there is none */
+} BackendTransferState;
+
+static BackendTransferState state = {
+    .devices = QTAILQ_HEAD_INITIALIZER(state.devices),
+    .owner = true,
+    .token = -1,
+};
+
+/*
+ * The token
+ */
+
+static void token_close(void)
+{
+    if (state.token >= 0) {
+        close(state.token);
+        state.token = -1;
+    }
+}
+
+static bool token_create(Error **errp)
+{
+    token_close();
+#ifdef CONFIG_LINUX
+    state.token = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+#else
+    errno = ENOSYS;
+#endif
+    if (state.token < 0) {
+        error_setg_errno(errp, errno, "Could not create the eventfd for "
+                         "section '" SECTION "' of the migration stream");
+        return false;
+    }
+    return true;
+}
+
+/*
+ * What comes in the stream is not to be trusted: reading the token must not
+ * block, nor give something that nobody counts.
+ */
+static bool token_is_valid(Error **errp)
+{
+    g_autofree char *link = g_strdup_printf("/proc/self/fd/%d", state.token);
+    g_autofree char *kind = NULL;
+    g_autoptr(GError) err = NULL;
+
+    if (state.token < 0) {
+        error_setg(errp, "Section '" SECTION "' of the migration stream came "
+                   "without its eventfd");
+        return false;
+    }
+    kind = g_file_read_link(link, &err);
+    if (!kind) {
+        error_setg(errp, "Could not verify the eventfd of section '" SECTION
+                   "' of the migration stream: %s", err->message);
+        return false;
+    }
+    if (!g_str_equal(kind, "anon_inode:[eventfd]")) {
+        error_setg(errp, "Section '" SECTION "' of the migration stream came "
+                   "with %s instead of an eventfd", kind);
+        return false;
+    }
+    return qemu_set_blocking(state.token, false, errp);
+}
+
+/* Could token_take() succeed? */
+static bool token_is_there(void)
+{
+    GPollFD pfd = { .fd = state.token, .events = G_IO_IN };
+
+    return state.token >= 0 && g_poll(&pfd, 1, 0) == 1 &&
+           (pfd.revents & G_IO_IN);
+}
+
+static bool token_take(void)
+{
+    uint64_t count;
+
+    return state.token >= 0 &&
+           RETRY_ON_EINTR(read(state.token, &count, sizeof(count))) ==
+           sizeof(count);
+}
+
+/*
+ * The section in the migration stream
+ */
+
+static bool section_needed(void *opaque)
+{
+    return state.outgoing_on;
+}
+
+static bool section_pre_save(void *opaque, Error **errp)
+{
+    /*
+     * A QEMU that did not start the VM since it arrived is not the owner, and
+     * passes the token on: its own source may still take the VM back.
+     */
+    if (state.owner) {
+        if (!token_create(errp)) {
+            return false;
+        }
+        state.owner = false;
+    }
+    trace_backend_transfer_token_saved(state.token);
+    return true;
+}
+
+static bool section_pre_load(void *opaque, Error **errp)
+{
+    /* A stream that is not right may have this section twice */
+    token_close();
+    return true;
+}
+
+static bool section_post_load(void *opaque, int version_id, Error **errp)
+{
+    trace_backend_transfer_token_loaded(state.token);
+    if (!runstate_check(RUN_STATE_INMIGRATE) || !state.incoming_on) {
+        token_close();
+        error_setg(errp, "The source migrates with parameter "
+                   "'backend-transfer' on, but it is off here: set it to the "
+                   "same value on both sides");
+        return false;
+    }
+    if (!token_is_valid(errp)) {
+        token_close();
+        return false;
+    }
+    state.owner = false;
+    return true;
+}
+
+static const VMStateDescription vmstate_backend_transfer = {
+    .name = SECTION,
+    .version_id = 1,
+    .minimum_version_id = 1,
+    /* Before devices, so that a wrong parameter is an error that says so */
+    .priority = MIG_PRI_MAX,
+    .needed = section_needed,
+    .pre_save_errp = section_pre_save,
+    .pre_load_errp = section_pre_load,
+    .post_load_errp = section_post_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_FD(token, BackendTransferState),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+/*
+ * Each section registered moves the numbers of the later ones in the stream.
+ * So that it is the same as ever if the parameter is never turned on, this one
+ * is registered when it may be needed.
+ */
+static void section_register(void)
+{
+    static bool registered;
+
+    if (!registered) {
+        vmstate_register(NULL, 0, &vmstate_backend_transfer, &state);
+        registered = true;
+    }
+}
+
+/*
+ * Checks
+ */
+
+static void error_set_channel(Error **errp)
+{
+    error_setg(errp, "Parameter 'backend-transfer' needs a UNIX socket as "
+               "migration channel: use unix:PATH, or turn the parameter off");
+}
+
+static bool check_address(MigrationAddress *addr, Error **errp)
+{
+    if (addr->transport == MIGRATION_ADDRESS_TYPE_SOCKET &&
+        (addr->u.socket.type == SOCKET_ADDRESS_TYPE_UNIX ||
+         /* backend_transfer_check_channel() will tell */
+         addr->u.socket.type == SOCKET_ADDRESS_TYPE_FD)) {
+        return true;
+    }
+    error_set_channel(errp);
+    return false;
+}
+
+bool backend_transfer_check_channel(QIOChannel *ioc, Error **errp)
+{
+    if (migrate_backend_transfer() &&
+        !qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_FD_PASS)) {
+        error_set_channel(errp);
+        return false;
+    }
+    return true;
+}
+
+/* Settings that need another way to save or send the devices' state */
+static bool check_settings(Error **errp)
+{
+    const char *conflict;
+
+#ifndef CONFIG_LINUX
+    error_setg(errp, "Parameter 'backend-transfer' needs a Linux host: "
+               "turn it off");
+    return false;
+#endif
+    if (migrate_tls()) {
+        conflict = "TLS (parameter 'tls-creds')";
+    } else if (migrate_postcopy_ram()) {
+        conflict = "capability 'postcopy-ram'";
+    } else if (migrate_colo()) {
+        conflict = "capability 'x-colo'";
+    } else if (migrate_background_snapshot()) {
+        conflict = "capability 'background-snapshot'";
+    } else if (migrate_mode() == MIG_MODE_CPR_EXEC) {
+        conflict = "mode 'cpr-exec'";
+    } else {
+        return true;
+    }
+    error_setg(errp, "Parameter 'backend-transfer' cannot be used with %s: "
+               "turn one of them off", conflict);
+    return false;
+}
+
+/* A VM that was not started here may be started by the source instead. */
+static bool check_owner(Error **errp)
+{
+    if (state.owner) {
+        return true;
+    }
+    if (!token_is_there()) {
+        error_setg(errp, "This VM was handed over to another QEMU, which has "
+                   "started it: migrate it from there");
+        return false;
+    }
+    if (!migrate_backend_transfer()) {
+        error_setg(errp, "This VM was handed over with parameter "
+                   "'backend-transfer' on, and has not been started since: "
+                   "turn the parameter on, or start the VM first");
+        return false;
+    }
+    return true;
+}
+
+static bool check_devices(Error **errp)
+{
+    BackendTransfer *bt;
+
+    QTAILQ_FOREACH(bt, &state.devices, next) {
+        if (bt->ops->check && !bt->ops->check(bt, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool backend_transfer_check(MigrationAddress *addr, Error **errp)
+{
+    if (migrate_backend_transfer() &&
+        (!check_address(addr, errp) || !check_settings(errp))) {
+        return false;
+    }
+    return check_owner(errp) && check_devices(errp);
+}
+
+/*
+ * Source
+ */
+
+/*
+ * Between the command and the connected channel, which may take long,
+ * settings and devices may have changed.
+ */
+static bool outgoing_setup(Error **errp)
+{
+    QIOChannel *ioc = qemu_file_get_ioc(migrate_get_current()->to_dst_file);
+
+    if (!backend_transfer_check_channel(ioc, errp) ||
+        (migrate_backend_transfer() && !check_settings(errp)) ||
+        !check_owner(errp) || !check_devices(errp)) {
+        return false;
+    }
+    state.outgoing_on = migrate_backend_transfer();
+    if (state.outgoing_on) {
+        section_register();
+    }
+    return true;
+}
+
+static void outgoing_failed(void)
+{
+    BackendTransfer *bt;
+
+    if (!state.outgoing_on) {
+        return;
+    }
+    state.outgoing_on = false;
+    /* If the destination has started the VM, the failure came too late */
+    if (state.owner) {
+        QTAILQ_FOREACH(bt, &state.devices, next) {
+            if (bt->ops->outgoing_failed) {
+                bt->ops->outgoing_failed(bt);
+            }
+        }
+    }
+}
+
+static int outgoing_notify(NotifierWithReturn *notifier, MigrationEvent *e,
+                           Error **errp)
+{
+    switch (e->type) {
+    case MIG_EVENT_PRECOPY_SETUP:
+        return outgoing_setup(errp) ? 0 : -EINVAL;
+    case MIG_EVENT_PRECOPY_FAILED:
+        outgoing_failed();
+        break;
+    default:
+        state.outgoing_on = false;
+        break;
+    }
+    return 0;
+}
+
+bool backend_transfer_outgoing(void)
+{
+    return state.outgoing_on;
+}
+
+/*
+ * Destination
+ */
+
+bool backend_transfer_waits(void)
+{
+    return runstate_check(RUN_STATE_INMIGRATE) &&
+           (!state.incoming_started || state.incoming_on);
+}
+
+bool backend_transfer_incoming_start(MigrationAddress *addr, Error **errp)
+{
+    BackendTransfer *bt;
+    bool on = migrate_backend_transfer();
+
+    /* Postcopy recovers */
+    if (!runstate_check(RUN_STATE_INMIGRATE)) {
+        return true;
+    }
+
+    trace_backend_transfer_incoming_start(on);
+    if (on) {
+        if (!check_address(addr, errp) || !check_settings(errp)) {
+            return false;
+        }
+    } else {
+        QTAILQ_FOREACH(bt, &state.devices, next) {
+            if (bt->ops->connect && !bt->ops->connect(bt, errp)) {
+                return false;
+            }
+        }
+    }
+    section_register();
+    state.incoming_on = on;
+    state.incoming_started = true;
+    return true;
+}
+
+bool backend_transfer_incoming_check(Error **errp)
+{
+    if (state.incoming_on && state.owner) {
+        error_setg(errp, "Parameter 'backend-transfer' is on here, but the "
+                   "source migrates with it off: set it to the same value on "
+                   "both sides");
+        return false;
+    }
+    return true;
+}
+
+void backend_transfer_incoming_failed(void)
+{
+    BackendTransfer *bt;
+
+    trace_backend_transfer_incoming_failed();
+    token_close();
+    QTAILQ_FOREACH(bt, &state.devices, next) {
+        if (bt->ops->incoming_failed) {
+            bt->ops->incoming_failed(bt);
+        }
+    }
+}
+
+/*
+ * Both
+ */
+
+static bool claim(Error **errp)
+{
+    BackendTransfer *bt;
+
+    if (!state.owner) {
+        if (!token_take()) {
+            trace_backend_transfer_refused();
+            error_setg(errp, "This VM was handed over to another QEMU, which "
+                       "has started it: it can only go on there");
+            return false;
+        }
+        trace_backend_transfer_claimed();
+        token_close();
+        state.owner = true;
+    }
+
+    QTAILQ_FOREACH(bt, &state.devices, next) {
+        if (bt->ops->claimed && !bt->ops->claimed(bt, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool backend_transfer_claim(Error **errp)
+{
+    if (claim(errp)) {
+        return true;
+    }
+    /* Let "cont" try again or say why not, even if a migration ends here */
+    if (runstate_check(RUN_STATE_INMIGRATE) ||
+        runstate_check(RUN_STATE_FINISH_MIGRATE)) {
+        runstate_set(state.owner ? RUN_STATE_PAUSED : RUN_STATE_POSTMIGRATE);
+    }
+    return false;
+}
+
+void backend_transfer_add(BackendTransfer *bt)
+{
+    QTAILQ_INSERT_TAIL(&state.devices, bt, next);
+}
+
+void backend_transfer_remove(BackendTransfer *bt)
+{
+    QTAILQ_REMOVE(&state.devices, bt, next);
+}
+
+void backend_transfer_init(void)
+{
+    migration_add_notifier_modes(&state.notifier, outgoing_notify,
+                                 BIT(MIG_MODE__MAX) - 1);
+}
