@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A transfer that does not come to its end leaves the source intact
+
+The destination is killed, or migration is cancelled, at many moments.
+"""
+from guest.vm import VM
+
+from .relay import Relay
+from .testcase import main
+from .transfer import COPY, CPR, IGNORE_SHARED, status, wait_end
+from .transfer_case import SourceTest
+
+
+class TransferFailures(SourceTest):
+    """One source, and destinations that come to nothing"""
+
+    def held(self, dest: VM, **options: object) -> Relay:
+        """Start a migration and wait until the relay holds its stream."""
+        relay = self.relay(self.line, **options)
+        self.line.send(self.source, dest, path=relay.path)
+        if not options.get('mute'):
+            self.assertTrue(relay.reached.wait(30))
+        return relay
+
+    def length(self) -> int:
+        """How long the stream is: moves the guest once."""
+        relay = self.relay(self.line)
+        dest = self.line.destination()
+        self.line.send(self.source, dest, path=relay.path)
+        self.line.arrive(self.source, dest)
+        relay.close()
+        self.source.shutdown()
+        self.source = dest
+        return relay.passed
+
+    def check_killed(self, mode: str) -> None:
+        """The destination is killed before and while it gets the stream."""
+        self.set_up(mode)
+        self.line.destination().kill()
+        self.assert_undisturbed()
+
+        # With copied RAM the length varies: only the beginning is certain.
+        length = self.length()
+        cuts = [0, 1, length // 4] if mode == COPY else [
+            0, 1, length // 2, *range(length - 60000, length, 9500)]
+        for cut in cuts:
+            dest = self.line.destination()
+            relay = self.held(dest, limit=cut)
+            dest.kill()
+            relay.close()
+            self.wait_failed()
+            self.assert_undisturbed()
+        self.assert_transfers()
+
+    def test_killed(self) -> None:
+        """SIGKILL of the destination at any moment before it runs."""
+        self.check_killed(IGNORE_SHARED)
+
+    def test_killed_copied_memory(self) -> None:
+        """The same where RAM is copied."""
+        self.check_killed(COPY)
+
+    def test_killed_cpr(self) -> None:
+        """The same where the destination was given RAM, too."""
+        self.set_up(CPR)
+        for limit in 0, 1, 100000:
+            dest = self.line.destination()
+            relay = self.held(dest, limit=limit)
+            dest.kill()
+            relay.close()
+            self.wait_failed()
+            self.assert_undisturbed()
+        self.assert_transfers()
+
+    def test_killed_before_it_ran(self) -> None:
+        """After completion, with -S: "cont" on the source works."""
+        self.set_up()
+        for _ in range(2):
+            dest = self.line.destination('-S')
+            self.line.send(self.source, dest)
+            self.line.settle(self.source, dest)
+            dest.kill()
+            self.assertEqual(status(self.source), 'postmigrate')
+            self.source.cmd('cont')
+            self.assert_undisturbed()
+        self.assert_transfers()
+
+    def test_killed_after_it_ran(self) -> None:
+        """A guest that has run elsewhere does not go on with old state."""
+        self.set_up()
+        dest = self.line.destination()
+        relay = self.held(dest, mute=True)
+        dest.event_wait('RESUME')
+        dest.kill()
+        relay.close()
+        self.wait_failed()
+        self.assertNotEqual(status(self.source), 'running')
+        error = self.source.qmp('cont').get('error', {})
+        self.assertIn('another QEMU', str(error))
+        self.assertNotEqual(status(self.source), 'running')
+
+    def test_source_after_handover(self) -> None:
+        """What the source is told does not disturb the destination."""
+        self.set_up()
+        dest = self.line.transfer(self.source)
+        self.assertIn('error', self.source.qmp('cont'))
+        self.source.cmd('set-action', reboot='reset')
+        self.source.cmd('system_reset')
+        self.source.event_wait('RESET')
+        self.assertIn('error', self.source.qmp('cont'))
+        self.source.shutdown()
+        self.source = dest
+        self.assert_undisturbed()
+        self.assert_transfers()
+
+    def test_cancel(self) -> None:
+        """migrate_cancel, early and late."""
+        self.set_up()
+        length = self.length()
+        for limit in 0, length // 2, length - 20000:
+            dest = self.line.destination()
+            # One that blocks in writing does not obey, as on stock.
+            relay = self.held(dest, limit=limit, swallow=True)
+            self.source.cmd('migrate_cancel')
+            relay.close()
+            wait_end(self.source, 'cancelled')
+            wait_end(dest, 'failed')
+            self.assert_undisturbed()
+            dest.shutdown()
+        self.assert_transfers()
+
+    def test_cancel_copied_memory(self) -> None:
+        """migrate_cancel while RAM is being copied."""
+        self.set_up(COPY)
+        self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1000000})
+        dest = self.line.destination()
+        self.line.send(self.source, dest)
+        self.source.event_wait('MIGRATION',
+                               match={'data': {'status': 'active'}})
+        self.source.cmd('migrate_cancel')
+        wait_end(self.source, 'cancelled')
+        wait_end(dest, 'failed')
+        self.assert_undisturbed()
+        dest.shutdown()
+        self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 30})
+        self.assert_transfers()
+
+    def test_cancel_too_late(self) -> None:
+        """migrate_cancel when the guest runs at the destination already."""
+        self.set_up()
+        dest = self.line.destination()
+        relay = self.held(dest, mute=True)
+        dest.event_wait('RESUME')
+        dest.take_guest()
+        self.source.cmd('migrate_cancel')
+        relay.close()
+        wait_end(self.source, 'cancelled', 'failed')
+        self.assertNotEqual(status(self.source), 'running')
+        self.source = dest
+        self.assert_undisturbed()
+        self.assert_transfers()
+
+
+
+if __name__ == '__main__':
+    main()
