@@ -392,6 +392,18 @@ bool qemu_chr_transfer_attach(Chardev *chr, ChardevTransfer *t, Error **errp)
     return false;
 }
 
+void qemu_chr_transfer_hold_off(Chardev *chr)
+{
+    /* There is no reconnect timer for what is to be connected on demand */
+    chr->connect_postponed = true;
+}
+
+bool qemu_chr_transfer_go_on(Chardev *chr, Error **errp)
+{
+    return !SOCKET_CHARDEV(chr)->reconnect_time_ms ||
+           qemu_chr_connect(chr, errp);
+}
+
 static bool transfer_num_fds_ok(void *opaque, int version_id)
 {
     ChardevTransfer *t = opaque;

@@ -413,6 +413,11 @@ bool backend_transfer_incoming_check(Error **errp)
     return true;
 }
 
+void backend_transfer_set_error(const Error *err)
+{
+    migrate_set_error(migrate_get_current(), err);
+}
+
 void backend_transfer_incoming_failed(void)
 {
     BackendTransfer *bt;

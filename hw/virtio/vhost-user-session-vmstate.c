@@ -245,15 +245,18 @@ static bool check_regions(const VhostUserSession *s,
     for (unsigned i = 0; i < s->nregions; i++) {
         const SessionRegion *a = &s->region[i];
 
-        if (!a->size || a->size > UINT64_MAX - a->name ||
-            a->size > UINT64_MAX - a->guest_addr) {
+        /* New names are found behind older ones: there must be space */
+        if (!a->size || a->size > INT64_MAX || a->name > INT64_MAX - a->size ||
+            a->guest_addr > UINT64_MAX - a->size) {
             error_setg(errp, "a memory region has a wrong size");
             return false;
         }
         for (unsigned j = 0; j < i; j++) {
             const SessionRegion *b = &s->region[j];
 
-            if (ranges_overlap(a->name, a->size, b->name, b->size)) {
+            if (ranges_overlap(a->name, a->size, b->name, b->size) ||
+                ranges_overlap(a->guest_addr, a->size,
+                               b->guest_addr, b->size)) {
                 error_setg(errp, "memory regions overlap");
                 return false;
             }

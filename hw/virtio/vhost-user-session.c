@@ -535,11 +535,13 @@ static int hold_message(VhostUserSession *s, const WireMessage *msg,
     SessionRing *ring = message_ring(s, msg);
     HeldMessage *held;
 
-    if (nfds > TABLE_REGIONS || (ring_index(msg) >= 0 && !ring)) {
+    if (nfds > TABLE_REGIONS || (ring_index(msg) >= 0 && !ring) ||
+        msg->size > sizeof(*msg) - WIRE_HEADER) {
         return -EINVAL;
     }
     held = g_new0(HeldMessage, 1);
-    held->msg = g_memdup2(msg, WIRE_HEADER + msg->size);
+    held->msg = g_new0(WireMessage, 1);
+    memcpy(held->msg, msg, WIRE_HEADER + msg->size);
     for (; held->nfds < nfds; held->nfds++) {
         held->fds[held->nfds] = qemu_dup(fds[held->nfds]);
         if (held->fds[held->nfds] < 0) {
@@ -580,6 +582,21 @@ static void reply_u64(VhostUserSession *s, unsigned request, uint64_t u64)
     s->reply.u64 = u64;
 }
 
+/* The config space is answered with what the device has written to it. */
+static void add_pending_config(VhostUserSession *s)
+{
+    for (GList *l = s->pending.head; l; l = l->next) {
+        const WireMessage *msg = ((HeldMessage *)l->data)->msg;
+
+        if (msg->request == SET_CONFIG &&
+            msg->config.offset <= s->reply.config.size &&
+            msg->config.size <= s->reply.config.size - msg->config.offset) {
+            memcpy(s->reply.config.data + msg->config.offset,
+                   msg->config.data, msg->config.size);
+        }
+    }
+}
+
 /* Answer for the back-end, if the answer is known. */
 static bool answer_request(VhostUserSession *s, const WireMessage *msg)
 {
@@ -618,6 +635,7 @@ static bool answer_request(VhostUserSession *s, const WireMessage *msg)
         start_reply(s, msg->request, WIRE_CONFIG_HEADER + msg->config.size);
         s->reply.config.size = msg->config.size;
         memcpy(s->reply.config.data, s->config, msg->config.size);
+        add_pending_config(s);
         return true;
 
     case GET_INFLIGHT_FD:
@@ -697,6 +715,26 @@ static bool wants_reply(const VhostUserSession *s, const WireMessage *msg)
             has_protocol_feature(s, VHOST_USER_PROTOCOL_F_LOG_SHMFD));
 }
 
+static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp);
+
+/*
+ * A device that was not started when the connection came to us says later
+ * which memory it has.  Regions of which it says nothing are gone: they must
+ * go before others take their place.
+ */
+static int make_room(VhostUserSession *s, const WireMessage *msg)
+{
+    Error *err = NULL;
+    int sent = 0;
+
+    if ((msg->request == ADD_MEM_REG || msg->request == SET_VRING_NUM) &&
+        !any_ring_runs(s) && !remove_lost_regions(s, &sent, &err)) {
+        error_report_err(err);
+        return -EIO;
+    }
+    return 0;
+}
+
 static bool receive_reply(VhostUserSession *s, unsigned request,
                           WireMessage *reply, Error **errp)
 {
@@ -720,14 +758,11 @@ static bool send_message(VhostUserSession *s, WireMessage *msg,
                         errp);
 }
 
-static bool send_and_check(VhostUserSession *s, WireMessage *msg,
-                           const int *fds, size_t nfds, Error **errp)
+static bool check_reply(VhostUserSession *s, const WireMessage *msg,
+                        Error **errp)
 {
     WireMessage reply = { 0 };
 
-    if (!send_message(s, msg, fds, nfds, errp)) {
-        return false;
-    }
     if (!wants_reply(s, msg)) {
         return true;
     }
@@ -740,6 +775,12 @@ static bool send_and_check(VhostUserSession *s, WireMessage *msg,
         return false;
     }
     return true;
+}
+
+static bool send_and_check(VhostUserSession *s, WireMessage *msg,
+                           const int *fds, size_t nfds, Error **errp)
+{
+    return send_message(s, msg, fds, nfds, errp) && check_reply(s, msg, errp);
 }
 
 static bool stop_ring(VhostUserSession *s, unsigned index, int *sent,
@@ -825,6 +866,7 @@ int vhost_user_session_write(VhostUserSession *s, void *message,
                              const int *fds, size_t nfds)
 {
     WireMessage *msg = message;
+    int ret;
 
     s->has_reply = false;
     if (msg->request == ADD_MEM_REG && nfds == 1 &&
@@ -835,14 +877,14 @@ int vhost_user_session_write(VhostUserSession *s, void *message,
         return 1;
     }
     if (s->held) {
-        int ret = withhold(s, msg, fds, nfds);
-
-        if (ret) {
-            return ret;
-        }
+        ret = withhold(s, msg, fds, nfds);
+    } else {
+        ret = make_room(s, msg);
     }
-    session_apply(s, msg, fds, nfds);
-    return 0;
+    if (!ret) {
+        session_apply(s, msg, fds, nfds);
+    }
+    return ret;
 }
 
 bool vhost_user_session_has_replies(const VhostUserSession *s)
@@ -1004,6 +1046,24 @@ static void match_table(VhostUserSession *s)
     }
 }
 
+/* May all running rings go on when the back-end is told this? */
+static bool is_harmless(VhostUserSession *s, const HeldMessage *held)
+{
+    const WireMessage *msg = held->msg;
+
+    switch (msg->request) {
+    case SET_FEATURES:
+        /* Logging is switched while rings run; others say what a ring is */
+        return !((message_value(msg) ^ s->value[SET_FEATURES]) &
+                 ~BIT_ULL(VHOST_F_LOG_ALL));
+    case SET_INFLIGHT_FD:
+        /* Back-ends write to the region that they had at the ring's start */
+        return is_known(s, held);
+    default:
+        return true;
+    }
+}
+
 /* Must a running ring be stopped for what the device wants? */
 static bool must_stop(VhostUserSession *s, unsigned index)
 {
@@ -1013,6 +1073,9 @@ static bool must_stop(VhostUserSession *s, unsigned index)
     for (GList *l = s->pending.head; l; l = l->next) {
         const HeldMessage *held = l->data;
 
+        if (!is_harmless(s, held)) {
+            return true;
+        }
         if (ring_index(held->msg) != (int)index) {
             continue;
         }
@@ -1070,7 +1133,7 @@ static bool named_memory(const VhostUserSession *s)
     return find_pending(s, ADD_MEM_REG, 0);
 }
 
-/* A device that starts from nothing says nothing of regions that are gone. */
+/* A device that begins anew says nothing of regions that are gone. */
 static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
 {
     WireMessage msg = {
@@ -1079,8 +1142,7 @@ static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
         .size = sizeof(msg.slot),
     };
 
-    if (!named_memory(s) ||
-        !has_protocol_feature(s,
+    if (!has_protocol_feature(s,
                               VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) {
         return true;
     }
@@ -1089,7 +1151,6 @@ static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
     }
     for (unsigned i = s->nregions; i-- > 0; ) {
         SessionRegion region = s->region[i];
-        WireMessage reply = { 0 };
 
         if (region.mapped) {
             continue;
@@ -1102,11 +1163,8 @@ static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
         remove_region(s, &s->region[i]);
         trace_vhost_user_session_send(msg.request);
         if (!s->ops->send(s->opaque, &msg, WIRE_HEADER + msg.size, NULL, 0,
-                          errp)) {
-            return false;
-        }
-        if (wants_reply(s, &msg) &&
-            !receive_reply(s, msg.request, &reply, errp)) {
+                          errp) ||
+            !check_reply(s, &msg, errp)) {
             return false;
         }
         (*sent)++;
@@ -1157,7 +1215,7 @@ int vhost_user_session_commit(VhostUserSession *s, Error **errp)
     drop_overridden(s);
     match_table(s);
     ok = stop_changed_rings(s, &sent, errp) &&
-         remove_lost_regions(s, &sent, errp) &&
+         (!named_memory(s) || remove_lost_regions(s, &sent, errp)) &&
          send_pending(s, &sent, errp);
     end_hold(s);
     trace_vhost_user_session_commit(s, ok ? sent : -1);
@@ -1215,6 +1273,7 @@ uint32_t vhost_user_session_ring_base(const VhostUserSession *s, unsigned ring)
 
 static int lend(VhostUserSession *s, unsigned ring, int fd, int *lent)
 {
+    *lent = -1;
     /* The files of a ring that must be set up anew are of no use */
     if (!s->held || s->ring[ring].rewind || fd < 0) {
         return -1;
@@ -1291,8 +1350,7 @@ VhostUserSession *vhost_user_session_new(const VhostUserSessionOps *ops,
 
 void vhost_user_session_reset(VhostUserSession *s)
 {
-    const VhostUserSessionOps *ops = s->ops;
-    void *opaque = s->opaque;
+    const VhostUserSession old = *s;
 
     end_hold(s);
     for (unsigned i = 0; i < s->nrings; i++) {
@@ -1305,12 +1363,14 @@ void vhost_user_session_reset(VhostUserSession *s)
     g_free(s->ring);
     g_free(s->region);
     *s = (VhostUserSession) {
-        .ops = ops,
-        .opaque = opaque,
+        .ops = old.ops,
+        .opaque = old.opaque,
+        .config_size = old.config_size,
         .inflight_fd = -1,
         .channel_fd = -1,
         .reply_fd = -1,
     };
+    memcpy(s->config, old.config, sizeof(s->config));
 }
 
 void vhost_user_session_free(VhostUserSession *s)

@@ -42,6 +42,13 @@ static void prepend_name(const VhostUserTransfer *t, Error **errp)
     error_prepend(errp, "Cannot hand over the back-end of '%s': ", name);
 }
 
+/* virtio_save() and virtio_load() do not pass errors on, they print them. */
+static void report_failure(const VhostUserTransfer *t, Error **errp)
+{
+    prepend_name(t, errp);
+    backend_transfer_set_error(*errp);
+}
+
 static bool is_connected(const VhostUserTransfer *t)
 {
     return t->dev->vhost_ops;
@@ -237,6 +244,14 @@ void vhost_user_transfer_stopped(VhostUserTransfer *t)
     vhost_user_session_kick(t->session);
 }
 
+void vhost_user_transfer_closed(VhostUserTransfer *t)
+{
+    if (!vhost_user_session_owned(t->session)) {
+        t->lost = true;
+        qemu_chr_transfer_hold_off(t->user->chr->chr);
+    }
+}
+
 void vhost_user_transfer_disconnected(VhostUserTransfer *t)
 {
     for (int i = 0; i < t->dev->nvqs; i++) {
@@ -306,7 +321,7 @@ static bool transfer_check(BackendTransfer *bt, Error **errp)
     ERRP_GUARD();
     VhostUserTransfer *t = from_backend(bt);
 
-    if (!vhost_user_transfer_needed(t)) {
+    if (!t->enabled || !migrate_backend_transfer()) {
         return check_blocker(t, errp);
     }
     if (!can_hand_over(t, errp)) {
@@ -359,6 +374,10 @@ static bool transfer_claimed(BackendTransfer *bt, Error **errp)
             return false;
         }
         t->detached = false;
+    }
+    if (t->lost) {
+        t->lost = false;
+        return qemu_chr_transfer_go_on(get_chardev(t), errp);
     }
     if (!vhost_user_session_held(t->session)) {
         return true;
@@ -443,6 +462,7 @@ void vhost_user_transfer_init(VhostUserTransfer *t,
     t->session = user->session;
     t->waiting = vhost_user_transfer_waits(t);
     t->detached = false;
+    t->lost = false;
     t->backend.ops = &transfer_ops;
     qemu_chr_transfer_init(&t->connection);
     backend_transfer_add(&t->backend);
@@ -469,7 +489,22 @@ void vhost_user_transfer_cleanup(VhostUserTransfer *t)
 
 bool vhost_user_transfer_needed(const VhostUserTransfer *t)
 {
-    return t->enabled && migrate_backend_transfer();
+    return t->enabled && backend_transfer_outgoing();
+}
+
+bool vhost_user_transfer_loaded(const VhostUserTransfer *t)
+{
+    Error *err = NULL;
+
+    if (t->waiting) {
+        error_setg(&err, "it did not come with the migration; set the "
+                   "device's property 'backend-transfer' to the same value on "
+                   "both sides");
+        report_failure(t, &err);
+        error_report_err(err);
+        return false;
+    }
+    return true;
 }
 
 static bool transfer_pre_save(void *opaque, Error **errp)
@@ -500,18 +535,20 @@ static bool transfer_pre_save(void *opaque, Error **errp)
     return true;
 
 fail:
-    prepend_name(t, errp);
+    report_failure(t, errp);
     return false;
 }
 
 static bool transfer_pre_load(void *opaque, Error **errp)
 {
+    ERRP_GUARD();
     VhostUserTransfer *t = opaque;
 
-    if (!t->waiting || !migrate_backend_transfer()) {
-        error_setg(errp, "The source hands over its back-ends; set the "
-                   "migration parameter 'backend-transfer' on this side, too, "
-                   "and the device's property 'backend-transfer'");
+    if (!t->waiting) {
+        error_setg(errp, "it comes with the migration, but the device has "
+                   "connected by itself; set the device's property "
+                   "'backend-transfer' to the same value on both sides");
+        report_failure(t, errp);
         return false;
     }
     qemu_chr_transfer_clear(&t->connection);
@@ -558,7 +595,7 @@ static bool transfer_post_load(void *opaque, int version_id, Error **errp)
     VhostUserTransfer *t = opaque;
 
     if (!adopt(t, errp)) {
-        prepend_name(t, errp);
+        report_failure(t, errp);
         return false;
     }
     t->waiting = false;

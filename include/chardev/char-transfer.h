@@ -109,13 +109,33 @@ bool qemu_chr_transfer_detach(Chardev *chr, ChardevTransfer *t, Error **errp);
  * takes on the address of the listening socket that it gets. If @chr listens
  * already, it keeps its own listening socket, and that in @t is closed.
  *
- * To be called with the BQL held, from the thread of the main loop, without
- * chr_write_lock.
+ * To be called with the BQL held, from any thread, without chr_write_lock.
  *
  * Returns: true on success, and @t is empty; false with @errp set on failure,
  *          and both @chr and @t are as before
  */
 bool qemu_chr_transfer_attach(Chardev *chr, ChardevTransfer *t, Error **errp);
+
+/**
+ * qemu_chr_transfer_hold_off:
+ * @chr: a chardev whose connection was lost; called at CHR_EVENT_CLOSED
+ *
+ * Let @chr not connect again by itself until qemu_chr_transfer_go_on(): its
+ * connection was attached, but is that of another QEMU still.
+ */
+void qemu_chr_transfer_hold_off(Chardev *chr);
+
+/**
+ * qemu_chr_transfer_go_on:
+ * @chr: a chardev after qemu_chr_transfer_hold_off()
+ * @errp: pointer to a NULL-initialised error object
+ *
+ * Let @chr connect again, if it has reconnect-ms. To be called with the BQL
+ * held, from the thread of the main loop; does not wait for the peer.
+ *
+ * Returns: true on success; false with @errp set on failure
+ */
+bool qemu_chr_transfer_go_on(Chardev *chr, Error **errp);
 
 /*
  * State of a ChardevTransfer, to be sent over a UNIX socket. Sending leaves

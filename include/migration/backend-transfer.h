@@ -161,6 +161,16 @@ bool backend_transfer_incoming_start(MigrationAddress *addr, Error **errp);
 bool backend_transfer_incoming_check(Error **errp);
 
 /**
+ * backend_transfer_set_error: Say why the migration fails.
+ *
+ * For a device in the middle of its state, which migration only knows to have
+ * failed. "query-migrate" reports the first error that was set.
+ *
+ * @err: the reason; remains the caller's
+ */
+void backend_transfer_set_error(const Error *err);
+
+/**
  * backend_transfer_incoming_failed: Let go of all that was loaded.
  *
  * Called before the source can learn that the incoming migration failed.

@@ -27,7 +27,7 @@ def kept_files():
 
 
 def first_lines(name):
-    return (ROOT / name).read_bytes()[:500].decode('utf-8', 'replace')
+    return (ROOT / name).read_bytes()[:1500].decode('utf-8', 'replace')
 
 
 class RepositoryTest(unittest.TestCase):

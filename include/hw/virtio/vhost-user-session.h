@@ -71,8 +71,11 @@ void vhost_user_session_free(VhostUserSession *s);
 void vhost_user_session_begin(VhostUserSession *s);
 
 /**
- * vhost_user_session_reset: forget everything, close all files
+ * vhost_user_session_reset: forget what the back-end was told, close all files
  * @s: the session; it is not held afterwards
+ *
+ * The config space stays: a device that connects again does not ask for it
+ * again, as the guest goes on with what it has seen.
  */
 void vhost_user_session_reset(VhostUserSession *s);
 

@@ -47,6 +47,7 @@ typedef struct VhostUserTransfer {
     bool enabled;
     bool waiting;               /* realized without the back-end */
     bool detached;              /* @connection is what the chardev had */
+    bool lost;                  /* the back-end died when it was nobody's */
     ChardevTransfer connection;
     VhostUserSession *session;
     /* What both sides must agree on */
@@ -125,6 +126,15 @@ void vhost_user_transfer_stopping(VhostUserTransfer *t);
 void vhost_user_transfer_stopped(VhostUserTransfer *t);
 
 /**
+ * vhost_user_transfer_closed: the chardev says that the connection broke
+ * @t: its transfer
+ *
+ * Call this at CHR_EVENT_CLOSED.  Who does not own the back-end does not
+ * connect to the next one either; it waits until it does.
+ */
+void vhost_user_transfer_closed(VhostUserTransfer *t);
+
+/**
  * vhost_user_transfer_disconnected: the connection broke
  * @t: its transfer
  *
@@ -148,6 +158,14 @@ void vhost_user_transfer_reset(VhostUserTransfer *t);
  * memory that the back-end has is copied.  There is nothing to log then.
  */
 bool vhost_user_transfer_ram_stays(struct vhost_dev *dev);
+
+/**
+ * vhost_user_transfer_loaded: did the back-end come, if it was to come?
+ * @t: its transfer
+ *
+ * Call this when the device's state has been loaded; reports an error.
+ */
+bool vhost_user_transfer_loaded(const VhostUserTransfer *t);
 
 /**
  * vhost_user_transfer_needed: does the migration stream have the connection?
