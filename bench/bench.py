@@ -9,7 +9,9 @@ is not as required, or could not be measured.
 The two programs take turns, and stock takes part twice: the column
 stock/stock shows what a ratio is worth on this machine at this time.  The
 number after "±" reaches to the end of the ratio's 95 % confidence interval.
+A guest whose vhost-user disk moves is compared with one that has a plain disk.
 """
+import os
 import signal
 import statistics
 import sys
@@ -22,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from guest import OBJ, ROOT, STOCK_OBJ                          # noqa: E402
 from latency import (BLOCKED, measure_answered,                 # noqa: E402
                      measure_silent, measure_starts)
-from lines import count_lines                                   # noqa: E402
+from lines import count_files, count_lines                      # noqa: E402
 from process import BenchError                                  # noqa: E402
 from report import Figure, Report, compared, spread             # noqa: E402
 from throughput import measure, receiving, sending              # noqa: E402
+from transfer_figures import (busy_figures, idle_figures,       # noqa: E402
+                              today_figures, traffic_figures)
 
 OBJS = {'stock': STOCK_OBJ, 'again': STOCK_OBJ, 'ours': OBJ}
 SAME_MS = 1.0       # chardev-add may take so much longer than for null
@@ -82,13 +86,38 @@ def sizes() -> List[Figure]:
             for kind, lines in count_lines(OBJ.parent / 'src').items()]
 
 
+def files() -> List[Figure]:
+    """Figures of the patches by file."""
+    return [Figure(path, '', f'+{lines.added} -{lines.removed}',
+                   values=lines._asdict())
+            for path, lines in count_files(OBJ.parent / 'src').items()]
+
+
+def transfers(report: Report) -> None:
+    """Figures of backend-transfer."""
+    columns = ('plain virtio-blk-pci', 'vhost-user-blk-pci', 'vhost/plain',
+               'plain/plain', 'remark')
+    idle, parts = idle_figures()
+    report.add('pause of a guest that moves, ms', idle, columns)
+    report.add('what that is made of, ms', parts, columns)
+    busy, gaps, ours = busy_figures()
+    report.add('pause of a guest with I/O, ms', busy, columns)
+    report.add('longest gap in its I/O, ms', gaps, columns)
+    report.add('the guest is without its disk, s', today_figures(ours),
+               ('stock', 'backend-transfer', 'ours/stock', '', ''))
+    report.add('a disk that moves', traffic_figures(), columns)
+
+
 def main() -> None:
-    """All measurements, in three minutes"""
+    """All measurements, in twelve minutes"""
+    print(f'load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs\n')
     report = Report()
     report.add('chardev-add until QMP returns, ms', additions())
     report.add('exec until QMP answers, ms', starts())
     report.add('throughput of a socket chardev, MB', rates())
+    transfers(report)
     report.add("lines changed in QEMU's files", sizes())
+    report.add('by file', files())
     report.save(ROOT / 'build/bench.json')
     print('\nbuild/bench.json has every single measurement.')
     if missed := report.missed():

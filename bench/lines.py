@@ -4,13 +4,15 @@ How much the series changes in QEMU's own files
 """
 import sys
 from pathlib import Path
-from typing import Dict, NamedTuple
+from typing import Dict, NamedTuple, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'scripts'))
 
 # pylint: disable=wrong-import-position
 from process import BenchError                              # noqa: E402
 from series import BASE, COMPOSED, Git, SeriesError         # noqa: E402
+
+CODE = 'existing files: code'
 
 
 class Lines(NamedTuple):
@@ -26,22 +28,37 @@ def kind_of(path: str, existing: bool) -> str:
         return 'new files'
     if path.startswith(('tests/', 'docs/')) or path == 'MAINTAINERS':
         return 'existing files: tests, docs, MAINTAINERS'
-    return 'existing files: code'
+    return CODE
 
 
-def count_lines(tree: Path) -> Dict[str, Lines]:
-    """Compare QEMU as released with the series as it was composed last."""
+def changes(tree: Path) -> Dict[str, Tuple[str, Lines]]:
+    """Return the kind and the changed lines of each file of the series."""
     git = Git(tree)
     try:
         released = git.paths(BASE)
         numbers = git('diff', '--numstat', '--no-renames', BASE, COMPOSED)
     except SeriesError as error:
         raise BenchError(str(error)) from error
-    counts: Dict[str, Lines] = {}
+    found: Dict[str, Tuple[str, Lines]] = {}
     for line in numbers.splitlines():
         added, removed, path = line.split('\t')
-        kind = kind_of(path, path in released)
+        found[path] = (kind_of(path, path in released),
+                       Lines(1, int(added), int(removed)))
+    return found
+
+
+def count_lines(tree: Path) -> Dict[str, Lines]:
+    """Compare QEMU as released with the series as it was composed last."""
+    counts: Dict[str, Lines] = {}
+    for kind, lines in changes(tree).values():
         sum_ = counts.get(kind, Lines())
-        counts[kind] = Lines(sum_.files + 1, sum_.added + int(added),
-                             sum_.removed + int(removed))
+        counts[kind] = Lines(*(a + b for a, b in zip(sum_, lines)))
     return dict(sorted(counts.items()))
+
+
+def count_files(tree: Path) -> Dict[str, Lines]:
+    """The same by file, for code that QEMU has; most lines come first."""
+    code = {path: lines for path, (kind, lines) in changes(tree).items()
+            if kind == CODE}
+    return dict(sorted(code.items(), key=lambda item:
+                       -item[1].added - item[1].removed))

@@ -10,12 +10,19 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from stats import Comparison
 
 COLUMN = '{:<38} {:<24} {:<24} {:<13} {:<13} {}'
+COLUMNS = 'stock', 'ours', 'ours/stock', 'stock/stock', 'required'
 
 
 class Figure(NamedTuple):
-    """A line of the table; passed is None where nothing is required."""
+    """
+    A line of the table
+
+    beside: what ours is compared with, stock if the section has no columns
+    required: what is required, or a remark
+    passed: None where nothing is required
+    """
     name: str
-    stock: str
+    beside: str
     ours: str
     ratio: str = ''
     noise: str = ''
@@ -25,7 +32,7 @@ class Figure(NamedTuple):
 
     def __str__(self) -> str:
         verdict = {None: '', True: 'pass: ', False: 'FAIL: '}[self.passed]
-        return COLUMN.format(self.name, self.stock, self.ours, self.ratio,
+        return COLUMN.format(self.name, self.beside, self.ours, self.ratio,
                              self.noise, verdict + self.required).rstrip()
 
 
@@ -60,12 +67,20 @@ class Report:
 
     def __init__(self) -> None:
         self._sections: Dict[str, List[Figure]] = {}
+        self._columns: Sequence[str] = ()
 
-    def add(self, heading: str, figures: Sequence[Figure]) -> None:
-        """Add a section and print it."""
-        if not self._sections:
-            print(COLUMN.format('median [quartiles]', 'stock', 'ours',
-                                'ours/stock', 'stock/stock', 'required'))
+    def add(self, heading: str, figures: Sequence[Figure],
+            columns: Sequence[str] = COLUMNS) -> None:
+        """
+        Add a section and print it.
+
+        @param columns: heads of the columns, but for the first
+        """
+        if columns != self._columns:
+            if self._columns:
+                print()
+            print(COLUMN.format('median [quartiles]', *columns).rstrip())
+            self._columns = columns
         self._sections[heading] = list(figures)
         print(f'\n{heading}')
         for figure in figures:

@@ -15,7 +15,8 @@ class Relay:
     Stands between the two QEMUs and may stop the stream anywhere.
 
     path: where the source connects to
-    passed: bytes that the destination was sent
+    stream: the last of what the destination was sent
+    passed: how many bytes that was in all
     reached: is set when the stream was stopped
 
     @param limit: stop the stream after so many bytes
@@ -28,6 +29,7 @@ class Relay:
                  swallow: bool = False, mute: bool = False) -> None:
         self.path = path
         self.passed = 0
+        self.stream = b''
         self.reached = threading.Event()
         self._target = target
         self._limit = limit
@@ -80,6 +82,7 @@ class Relay:
             return False        # that QEMU is gone
         if end is source:
             self.passed += len(data)
+            self.stream = self.stream[-500000:] + data
         return True
 
     def close(self) -> None:
