@@ -61,16 +61,35 @@ VhostUserSession *vhost_user_connection_session(VhostUserState *user)
     return vhost_user_session_new(&connection_ops, user);
 }
 
+/* The chardev's socket, or NULL if it has none */
+static QIOChannelSocket *connection_socket(VhostUserState *user)
+{
+    Object *chr = OBJECT(user->chr->chr);
+
+    return object_dynamic_cast(chr, TYPE_CHARDEV_SOCKET) ?
+           SOCKET_CHARDEV(chr)->sioc : NULL;
+}
+
+bool vhost_user_connection_lives(VhostUserState *user)
+{
+    QIOChannelSocket *sioc = connection_socket(user);
+    GPollFD pfd = { .events = G_IO_HUP | G_IO_ERR };
+
+    if (!sioc) {
+        return user->chr->chr->be_open;
+    }
+    pfd.fd = sioc->fd;
+    return RETRY_ON_EINTR(g_poll(&pfd, 1, 0)) == 0;
+}
+
 bool vhost_user_connection_answers(VhostUserState *user)
 {
-    Chardev *chr = user->chr->chr;
-    SocketChardev *s = (SocketChardev *)
-        object_dynamic_cast(OBJECT(chr), TYPE_CHARDEV_SOCKET);
+    QIOChannelSocket *sioc = connection_socket(user);
     GPollFD pfd = { .events = G_IO_IN | G_IO_HUP | G_IO_ERR };
 
-    if (vhost_user_session_has_replies(user->session) || !s || !s->sioc) {
+    if (vhost_user_session_has_replies(user->session) || !sioc) {
         return true;
     }
-    pfd.fd = s->sioc->fd;
+    pfd.fd = sioc->fd;
     return RETRY_ON_EINTR(g_poll(&pfd, 1, FIRST_REPLY_TIMEOUT_MS)) != 0;
 }

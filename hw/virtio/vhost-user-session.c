@@ -384,6 +384,10 @@ static void session_apply(VhostUserSession *s, WireMessage *msg,
 
     if (is_value(msg->request)) {
         set_value(s, msg->request, message_value(msg));
+        if (msg->request == SET_STATUS && !message_value(msg)) {
+            /* A reset: the features are negotiated anew */
+            s->known &= ~BIT_ULL(SET_FEATURES);
+        }
         return;
     }
     if (ring) {

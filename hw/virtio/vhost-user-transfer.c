@@ -13,6 +13,7 @@
 #include "qemu/error-report.h"
 #include "qemu/timer.h"
 #include "hw/qdev-core.h"
+#include "hw/virtio/vhost-user-connection.h"
 #include "hw/virtio/vhost-user-transfer.h"
 #include "hw/virtio/virtio-access.h"
 #include "migration/options.h"
@@ -27,6 +28,10 @@
  * guest gives a disk at least as long before it resets it.
  */
 #define DRAIN_TIMEOUT_MS 30000
+
+/* At most: the connection and what goes with it; eventfds and their copies */
+#define DEVICE_FDS 8
+#define QUEUE_FDS 8
 
 static char *device_name(const VhostUserTransfer *t)
 {
@@ -63,6 +68,29 @@ static unsigned num_queues(VirtIODevice *vdev)
         n++;
     }
     return n;
+}
+
+/*
+ * When the table of descriptors of a process with several threads grows, the
+ * kernel makes the process wait for some milliseconds.  Grow it while nobody
+ * waits for us, for all that the devices are going to get.
+ */
+static void reserve_descriptors(unsigned n)
+{
+    static unsigned reserved;
+    EventNotifier notifier = { 0 };
+    int fd;
+
+    reserved += n;
+    if (event_notifier_init(&notifier, 0) < 0) {
+        return;
+    }
+    fd = event_notifier_get_fd(&notifier);
+    fd = fcntl(fd, F_DUPFD_CLOEXEC, fd + reserved);
+    if (fd >= 0) {
+        close(fd);
+    }
+    event_notifier_cleanup(&notifier);
 }
 
 /* Memory */
@@ -154,7 +182,7 @@ static void drain(VhostUserTransfer *t)
         return;
     }
     for (int i = 0; i < t->dev->nvqs; i++) {
-        while (ring_is_busy(t, i) && t->user->chr->chr->be_open &&
+        while (ring_is_busy(t, i) && vhost_user_connection_lives(t->user) &&
                qemu_clock_get_ms(QEMU_CLOCK_REALTIME) < end) {
             g_usleep(SCALE_MS / SCALE_US);
         }
@@ -322,7 +350,8 @@ static bool transfer_check(BackendTransfer *bt, Error **errp)
     VhostUserTransfer *t = from_backend(bt);
 
     if (!t->enabled || !migrate_backend_transfer()) {
-        return check_blocker(t, errp);
+        /* Other modes do not log */
+        return migrate_mode() != MIG_MODE_NORMAL || check_blocker(t, errp);
     }
     if (!can_hand_over(t, errp)) {
         prepend_name(t, errp);
@@ -466,6 +495,9 @@ void vhost_user_transfer_init(VhostUserTransfer *t,
     t->backend.ops = &transfer_ops;
     qemu_chr_transfer_init(&t->connection);
     backend_transfer_add(&t->backend);
+    if (t->waiting) {
+        reserve_descriptors(DEVICE_FDS + QUEUE_FDS * num_queues(vdev));
+    }
 }
 
 void vhost_user_transfer_cleanup(VhostUserTransfer *t)

@@ -32,4 +32,14 @@ VhostUserSession *vhost_user_connection_session(VhostUserState *user);
  */
 bool vhost_user_connection_answers(VhostUserState *user);
 
+/**
+ * vhost_user_connection_lives: is the back-end still there?
+ * @user: the state of the connection
+ *
+ * Asks the socket: whoever waits with the BQL held gets no events.
+ *
+ * Returns: false if the connection broke
+ */
+bool vhost_user_connection_lives(VhostUserState *user);
+
 #endif
