@@ -102,6 +102,18 @@ static bool session_has_channel(void *opaque, int version_id)
     return ((VhostUserSession *)opaque)->files & HAS_CHANNEL;
 }
 
+/* What is refused here must not stay: vhost_user_session_reset() keeps it */
+static bool session_valid_config(void *opaque, int version_id)
+{
+    VhostUserSession *s = opaque;
+
+    if (s->config_size > VHOST_USER_SESSION_CONFIG) {
+        s->config_size = 0;
+        return false;
+    }
+    return true;
+}
+
 /* The arrays are as long as they may get: see session_pre_load() */
 static bool session_valid_regions(void *opaque, int version_id)
 {
@@ -156,6 +168,7 @@ const VMStateDescription vmstate_vhost_user_session = {
         VMSTATE_UINT64_ARRAY(value, VhostUserSession,
                              VHOST_USER_SESSION_VALUES),
         VMSTATE_UINT32(config_size, VhostUserSession),
+        VMSTATE_VALIDATE("config space too big", session_valid_config),
         VMSTATE_BUFFER(config, VhostUserSession),
         VMSTATE_UINT32(nregions, VhostUserSession),
         VMSTATE_VALIDATE("too many memory regions", session_valid_regions),
@@ -181,6 +194,7 @@ const VMStateDescription vmstate_vhost_user_session = {
     }
 };
 
+/* One that blocks could stop the main loop for ever */
 static bool is_eventfd(int fd)
 {
     static const char eventfd[] = "anon_inode:[eventfd]";
@@ -188,7 +202,8 @@ static bool is_eventfd(int fd)
     char target[sizeof(eventfd)];
     ssize_t len = readlink(path, target, sizeof(target));
 
-    return len == sizeof(eventfd) - 1 && !memcmp(target, eventfd, len);
+    return len == sizeof(eventfd) - 1 && !memcmp(target, eventfd, len) &&
+           fcntl(fd, F_GETFL) & O_NONBLOCK;
 }
 
 static bool is_stream_socket(int fd)
@@ -213,7 +228,8 @@ static bool check_ring_files(const SessionRing *ring, Error **errp)
     if ((ring->files & HAS_KICK && !is_eventfd(ring->kick)) ||
         (ring->files & HAS_CALL && !is_eventfd(ring->call)) ||
         (ring->files & HAS_ERR && !is_eventfd(ring->err))) {
-        error_setg(errp, "a ring came with a file that is not an eventfd");
+        error_setg(errp, "a ring came with a file that is not a non-blocking "
+                   "eventfd");
         return false;
     }
     return true;
@@ -321,8 +337,7 @@ static bool session_fits(const VhostUserSession *s,
                    s->nrings, fits->rings);
         return false;
     }
-    if (s->config_size > VHOST_USER_SESSION_CONFIG ||
-        (fits->config_size && s->config_size != fits->config_size)) {
+    if (fits->config_size && s->config_size != fits->config_size) {
         error_setg(errp, "the config space has %" PRIu32 " bytes, the device "
                    "has %u; use the same properties on both sides",
                    s->config_size, fits->config_size);

@@ -439,6 +439,9 @@ static void transfer_outgoing_failed(BackendTransfer *bt)
             virtio_queue_set_last_avail_idx(t->vdev, i,
                 vhost_user_session_ring_base(t->session, i));
             virtio_queue_update_used_idx(t->vdev, i);
+            /* Nobody has read what came in the meantime */
+            virtio_queue_invalidate_signalled_used(t->vdev, i);
+            virtio_notify(t->vdev, virtio_get_queue(t->vdev, i));
         }
     }
 }

@@ -500,6 +500,19 @@ void device_lend(Device *d)
     }
 }
 
+void device_release(Device *d)
+{
+    vhost_user_session_hold(d->session);
+    if (d->started) {
+        g_assert_true(device_stop(d));
+    }
+    vhost_user_session_own(d->session, false);
+    if (d->channel >= 0) {
+        vhost_user_session_set_channel(d->session, d->channel);
+        d->channel = -1;
+    }
+}
+
 static bool has_file(void *opaque, uint64_t dev, uint64_t ino)
 {
     const Device *d = opaque;

@@ -245,6 +245,9 @@ bool device_set_config(Device *d, unsigned offset, uint8_t value);
 /* Use the notifiers of the rings that the session has */
 void device_lend(Device *d);
 
+/* What a QEMU does when its VM stops, to hand its devices over */
+void device_release(Device *d);
+
 /* What vhost_user_session_adopt() needs to know */
 VhostUserSessionFits device_fits(const Device *d);
 
