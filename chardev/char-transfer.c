@@ -392,6 +392,11 @@ bool qemu_chr_transfer_attach(Chardev *chr, ChardevTransfer *t, Error **errp)
     return false;
 }
 
+void qemu_chr_transfer_settle(Chardev *chr)
+{
+    SOCKET_CHARDEV(chr)->shared = true;
+}
+
 void qemu_chr_transfer_hold_off(Chardev *chr)
 {
     /* There is no reconnect timer for what is to be connected on demand */

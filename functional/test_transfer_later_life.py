@@ -7,7 +7,7 @@ from guest.vm import HOTPLUG_BUSES, VM
 
 from .disks import Disk, Load
 from .testcase import main
-from .transfer import COPY, CPR, IGNORE_SHARED, Line, status
+from .transfer import COPY, CPR, IGNORE_SHARED, Line, plug, status
 from .transfer_case import TransferTest
 from .watch import Messages, connections, wait_for
 
@@ -100,6 +100,22 @@ class LaterLife(TransferTest):
                 f'[ $(cat /sys/block/vda/size) = {sectors} ]', 20)
             vm = self.line.transfer(vm)
         self.check_disk(vm)
+
+    def test_unplug_beside_source(self) -> None:
+        """The back-end is free at once, though the old QEMU still lives."""
+        backend = self.daemon()
+        disk = Disk(backend, options=f',bus={HOTPLUG_BUSES[0]}')
+        line = Line(self, disk)
+        source = line.boot()
+        Load(line.guest).stop()
+        dest = line.transfer(source)
+        dest.delete_device(disk.name)
+        dest.cmd('chardev-remove', id=f'c-{disk.name}')
+        wait_for('the back-end is free',
+                 lambda: not connections(backend.pid, backend.path))
+        plug(dest, disk)
+        Load(line.guest).stop()
+        self.assertEqual(status(source), 'postmigrate')
 
     def test_unplug(self) -> None:
         """The disk is unplugged, and plugged in again."""

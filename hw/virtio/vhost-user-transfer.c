@@ -403,6 +403,11 @@ static bool transfer_claimed(BackendTransfer *bt, Error **errp)
             return false;
         }
         t->detached = false;
+        t->attached = true;
+    }
+    if (t->attached) {
+        qemu_chr_transfer_settle(get_chardev(t));
+        t->attached = false;
     }
     if (t->lost) {
         t->lost = false;
@@ -494,6 +499,7 @@ void vhost_user_transfer_init(VhostUserTransfer *t,
     t->session = user->session;
     t->waiting = vhost_user_transfer_waits(t);
     t->detached = false;
+    t->attached = false;
     t->lost = false;
     t->backend.ops = &transfer_ops;
     qemu_chr_transfer_init(&t->connection);
@@ -561,6 +567,7 @@ static bool transfer_pre_save(void *opaque, Error **errp)
         goto fail;
     }
     t->detached = true;
+    t->attached = false;
     vhost_user_session_own(t->session, false);
     channel = vhost_user_pause_channel(t->dev);
     if (channel >= 0) {
@@ -616,8 +623,11 @@ static bool adopt(VhostUserTransfer *t, Error **errp)
         !same_number("the size of the config space", t->config_size,
                      fits.config_size, errp) ||
         !vhost_user_session_adopt(t->session, &fits, errp) ||
-        !qemu_chr_transfer_attach(get_chardev(t), &t->connection, errp) ||
-        !t->ops->adopt(t->vdev, errp) || !update_features(t, errp)) {
+        !qemu_chr_transfer_attach(get_chardev(t), &t->connection, errp)) {
+        return false;
+    }
+    t->attached = true;
+    if (!t->ops->adopt(t->vdev, errp) || !update_features(t, errp)) {
         return false;
     }
     return same_number("the set of host features", t->host_features,

@@ -117,6 +117,15 @@ bool qemu_chr_transfer_detach(Chardev *chr, ChardevTransfer *t, Error **errp);
 bool qemu_chr_transfer_attach(Chardev *chr, ChardevTransfer *t, Error **errp);
 
 /**
+ * qemu_chr_transfer_settle:
+ * @chr: a chardev that has taken a connection over
+ *
+ * The connection belongs to @chr for good. The process that gave it away may
+ * have a copy until it ends; when @chr ends the connection, it ends for all.
+ */
+void qemu_chr_transfer_settle(Chardev *chr);
+
+/**
  * qemu_chr_transfer_hold_off:
  * @chr: a chardev whose connection was lost; called at CHR_EVENT_CLOSED
  *

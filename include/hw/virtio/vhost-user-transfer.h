@@ -47,6 +47,7 @@ typedef struct VhostUserTransfer {
     bool enabled;
     bool waiting;               /* realized without the back-end */
     bool detached;              /* @connection is what the chardev had */
+    bool attached;              /* and it is not settled whose it is */
     bool lost;                  /* the back-end died when it was nobody's */
     ChardevTransfer connection;
     VhostUserSession *session;

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Transfers at moments when little stands still
+
+Back-ends come and go while nobody runs the guest, or while nobody uses them.
+"""
+import os
+import signal
+import subprocess
+import time
+from typing import Any
+
+from guest import OBJ
+from guest.vm import HOTPLUG_BUSES, VM
+
+from .disks import Disk, Load
+from .testcase import main
+from .transfer import COPY, IGNORE_SHARED, Line, migration_error, status, \
+    wait_end
+from .transfer_case import TransferTest
+from .watch import wait_for
+
+DRIVER = '/sys/bus/virtio/drivers/virtio_blk'
+
+
+def migration_status(vm: VM) -> str:
+    """How far a migration is."""
+    answer: Any = vm.cmd('query-migrate')
+    return str(answer['status'])
+
+
+class RestartedBackend(TransferTest):
+    """A back-end with an inflight region that restarts at a bad moment"""
+    # pylint: disable=attribute-defined-outside-init
+
+    def set_up(self, mode: str = IGNORE_SHARED) -> None:
+        """Boot a guest and put load on its disk."""
+        self.backend = self.sample_backend()
+        self.backend.start()
+        self.line = Line(self, Disk(self.backend,
+                                    chardev=',reconnect-ms=100'), mode=mode)
+        self.source = self.line.boot()
+        self.load = Load(self.line.guest, depth=32)
+
+    def set_up_switchover(self) -> VM:
+        """Migrate until the VM has stopped and nothing is handed over yet."""
+        self.set_up()
+        self.source.cmd('migrate-set-capabilities', capabilities=[
+            {'capability': 'pause-before-switchover', 'state': True}])
+        dest = self.line.destination()
+        self.line.send(self.source, dest)
+        wait_for('the VM has stopped', lambda:
+                 migration_status(self.source) == 'pre-switchover')
+        return dest
+
+    @staticmethod
+    def wait_connected(vm: VM, connected: bool = True) -> None:
+        """Wait until a disk has its connection, or none."""
+        wait_for(f'connected: {connected}', lambda: connected == (
+            vm.chardev('c-d').get('state') == 'connected'))
+
+    def restart(self, vm: VM) -> None:
+        """Restart the back-end; the VM must connect again."""
+        self.backend.kill()
+        self.wait_connected(vm, False)
+        self.backend.start()
+        self.wait_connected(vm)
+
+    def check(self) -> None:
+        """The guest goes on, and no request is lost."""
+        self.load.advance(300)
+        self.load.stop()
+
+    def test_before_transfer(self) -> None:
+        """It has restarted at the source, which then hands it over."""
+        self.set_up()
+        self.backend.kill()
+        self.backend.start()
+        self.load.advance(300)
+        self.line.transfer(self.source)
+        self.check()
+
+    def test_gone_before_switchover(self) -> None:
+        """It is gone when it is to be handed over: the source goes on."""
+        dest = self.set_up_switchover()
+        self.backend.kill()
+        self.wait_connected(self.source, False)
+        self.source.cmd('migrate-continue', state='pre-switchover')
+        wait_end(self.source, 'failed')
+        self.assertIn('not connected', migration_error(self.source))
+        dest.shutdown()
+        self.backend.start()
+        self.check()
+
+    def test_before_switchover(self) -> None:
+        """The VM has stopped, its rings have not."""
+        dest = self.set_up_switchover()
+        self.restart(self.source)
+        self.source.cmd('migrate-continue', state='pre-switchover')
+        self.line.arrive(self.source, dest)
+        self.check()
+
+    def test_paused(self) -> None:
+        """The VM is paused."""
+        self.set_up()
+        self.source.cmd('stop')
+        self.restart(self.source)
+        dest = self.line.destination()
+        self.line.send(self.source, dest)
+        self.line.settle(self.source, dest)
+        dest.take_guest()
+        dest.cmd('cont')
+        self.check()
+
+    def arrive_stopped(self) -> VM:
+        """The VM has moved and not started; the back-end restarts."""
+        self.set_up()
+        dest = self.line.destination('-S')
+        self.line.send(self.source, dest)
+        self.line.settle(self.source, dest)
+        self.backend.kill()
+        self.wait_connected(dest, False)
+        self.backend.start()
+        return dest
+
+    def test_arrived(self) -> None:
+        """Nobody owns it; the destination goes on."""
+        dest = self.arrive_stopped()
+        dest.take_guest()
+        dest.cmd('cont')
+        self.check()
+
+    def test_arrived_and_taken_back(self) -> None:
+        """Nobody owns it; the source goes on, the destination lets it."""
+        dest = self.arrive_stopped()
+        self.source.cmd('cont')
+        self.check()
+        self.assertIn('error', dest.qmp('cont'))
+
+    def test_killed_while_drained(self) -> None:
+        """It dies while its ring is drained: nobody waits for it."""
+        self.set_up(COPY)
+        self.source.cmd('migrate-set-parameters', **{'max-bandwidth': 1})
+        dest = self.line.destination()
+        self.line.send(self.source, dest)
+        wait_for('memory is copied',
+                 lambda: migration_status(self.source) == 'active')
+        os.kill(self.backend.pid, signal.SIGSTOP)
+        self.source.cmd('migrate-set-parameters',
+                        **{'max-bandwidth': 1 << 32})
+        # The monitor does not answer meanwhile: nothing tells when it drains
+        time.sleep(3)
+        started = time.monotonic()
+        self.backend.kill()
+        self.backend.start()
+        wait_end(self.source, 'failed')
+        self.assertLess(time.monotonic() - started, 10)
+        self.check()
+
+
+class Moments(TransferTest):
+    """Snapshots, idle disks, settings that change"""
+
+    def check_idle(self, mode: str) -> None:
+        """Nobody uses the disk while the guest moves."""
+        line = Line(self, Disk(self.daemon()), mode=mode)
+        source = line.boot()
+        line.guest.wait_until('[ -b /dev/vda ]')
+        line.guest.verify('vda', count=100, seed=2)
+        line.guest.run(f'dev=$(basename $(readlink -f /sys/block/vda/device));'
+                       f'echo $dev >/tmp/dev; echo $dev >{DRIVER}/unbind')
+        dest = line.transfer(source)
+        line.guest.run(f'echo $(cat /tmp/dev) >{DRIVER}/bind')
+        line.guest.wait_until('[ -b /dev/vda ]')
+        line.guest.verify('vda', count=100, seed=3)
+        load = Load(line.guest, seed=4)
+        line.transfer(dest)
+        load.advance(300)
+        load.stop()
+
+    def test_idle(self) -> None:
+        """The guest's driver takes the disk after a live transfer."""
+        self.check_idle(IGNORE_SHARED)
+
+    def test_idle_copied_memory(self) -> None:
+        """The guest's driver takes the disk after its memory was copied."""
+        self.check_idle(COPY)
+
+    def test_snapshot(self) -> None:
+        """With the parameter on, savevm is still only a snapshot."""
+        image = self.path('snapshot.qcow2')
+        subprocess.run([OBJ / 'qemu-img', 'create', '-q', '-f', 'qcow2',
+                        image, '1G'], check=True)
+        line = Line(self, Disk(self.daemon()), mode=COPY, args=(
+            '-drive', f'if=none,id=s,file={image}'))
+        source = line.boot()
+        load = Load(line.guest)
+        line.prepare(source, source=True)
+        said = source.cmd('human-monitor-command',
+                          **{'command-line': 'savevm a'})
+        self.assertEqual(said, '')
+        load.advance(300)
+        load.stop()
+
+    def test_source_opts_out(self) -> None:
+        """A disk that only the destination expects does not run without."""
+        disk = Disk(self.daemon())
+        line = Line(self, disk, mode=COPY)
+        source = line.boot(disks=[disk.but(',backend-transfer=off')])
+        load = Load(line.guest)
+        dest = line.destination()
+        line.send(source, dest)
+        wait_end(source, 'failed')
+        wait_end(dest, 'failed')
+        self.assertIn('backend-transfer', migration_error(dest))
+        wait_for('the source runs', lambda: status(source) == 'running')
+        load.advance(300)
+        load.stop()
+
+    def test_parameter_changed(self) -> None:
+        """The parameter is turned off while the guest moves: too late."""
+        line = Line(self, Disk(self.daemon()))
+        source = line.boot()
+        load = Load(line.guest)
+        source.cmd('migrate-set-capabilities', capabilities=[
+            {'capability': 'pause-before-switchover', 'state': True}])
+        dest = line.destination()
+        line.send(source, dest)
+        wait_for('the VM has stopped', lambda:
+                 migration_status(source) == 'pre-switchover')
+        source.cmd('migrate-set-parameters', **{'backend-transfer': False})
+        source.cmd('migrate-continue', state='pre-switchover')
+        line.arrive(source, dest)
+        load.advance(300)
+        load.stop()
+
+    def test_other_device_on_busy_backend(self) -> None:
+        """Not only a disk can be plugged in when the back-end is free."""
+        backend = self.daemon()
+        source = Line(self, Disk(backend)).boot()
+        other = Line(self, mode=COPY).vm('-S')
+        other.launch()
+        other.add_chardev('c', backend.path)
+        for _ in range(2):
+            error = other.qmp('device_add', {
+                'driver': 'vhost-user-fs-pci', 'id': 'f', 'chardev': 'c',
+                'tag': 't', 'bus': HOTPLUG_BUSES[0]})
+            self.assertIn("'c'", str(error.get('error')))
+            self.assertEqual(other.chardev('c').get('state'), 'postponed')
+        source.shutdown()
+
+
+if __name__ == '__main__':
+    main()
