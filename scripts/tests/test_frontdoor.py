@@ -13,8 +13,8 @@ from pathlib import Path
 from pycotap import TAPTestRunner
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ('build', 'stock', 'demo', 'check', 'sanitize', 'bench', 'refresh',
-         'series', 'help')
+VERBS = ('build', 'stock', 'demo', 'check', 'fuzz', 'sanitize', 'bench',
+         'refresh', 'series', 'help')
 
 
 class FrontDoorTest(unittest.TestCase):
