@@ -177,8 +177,11 @@ struct VhostUserSession {
     bool has_reply;
     int reply_fd;
 
-    /* Of the stream: which of the files it has */
+    /* Of the stream: which of the files it has, and what is not verified */
     uint8_t files;
+    uint32_t stream_config_size;
+    uint32_t stream_regions;
+    uint32_t stream_rings;
 };
 
 static inline bool session_knows(const VhostUserSession *s, unsigned request)

@@ -102,27 +102,29 @@ static bool session_has_channel(void *opaque, int version_id)
     return ((VhostUserSession *)opaque)->files & HAS_CHANNEL;
 }
 
-/* What is refused here must not stay: vhost_user_session_reset() keeps it */
+/*
+ * Loading may end after any field.  So a size counts only when it is verified;
+ * the arrays are as long as they may get, see session_pre_load().
+ */
 static bool session_valid_config(void *opaque, int version_id)
 {
     VhostUserSession *s = opaque;
 
-    if (s->config_size > VHOST_USER_SESSION_CONFIG) {
-        s->config_size = 0;
+    if (s->stream_config_size > VHOST_USER_SESSION_CONFIG) {
         return false;
     }
+    s->config_size = s->stream_config_size;
     return true;
 }
 
-/* The arrays are as long as they may get: see session_pre_load() */
 static bool session_valid_regions(void *opaque, int version_id)
 {
     VhostUserSession *s = opaque;
 
-    if (s->nregions > VHOST_USER_SESSION_REGIONS) {
-        s->nregions = 0;
+    if (s->stream_regions > VHOST_USER_SESSION_REGIONS) {
         return false;
     }
+    s->nregions = s->stream_regions;
     return true;
 }
 
@@ -130,10 +132,10 @@ static bool session_valid_rings(void *opaque, int version_id)
 {
     VhostUserSession *s = opaque;
 
-    if (s->nrings > VHOST_USER_SESSION_RINGS) {
-        s->nrings = 0;
+    if (s->stream_rings > VHOST_USER_SESSION_RINGS) {
         return false;
     }
+    s->nrings = s->stream_rings;
     return true;
 }
 
@@ -154,6 +156,9 @@ static int session_pre_save(void *opaque)
 
     s->files = (s->inflight_fd >= 0 ? HAS_INFLIGHT : 0) |
                (s->channel_fd >= 0 ? HAS_CHANNEL : 0);
+    s->stream_config_size = s->config_size;
+    s->stream_regions = s->nregions;
+    s->stream_rings = s->nrings;
     return 0;
 }
 
@@ -167,15 +172,15 @@ const VMStateDescription vmstate_vhost_user_session = {
         VMSTATE_UINT64(known, VhostUserSession),
         VMSTATE_UINT64_ARRAY(value, VhostUserSession,
                              VHOST_USER_SESSION_VALUES),
-        VMSTATE_UINT32(config_size, VhostUserSession),
+        VMSTATE_UINT32(stream_config_size, VhostUserSession),
         VMSTATE_VALIDATE("config space too big", session_valid_config),
         VMSTATE_BUFFER(config, VhostUserSession),
-        VMSTATE_UINT32(nregions, VhostUserSession),
+        VMSTATE_UINT32(stream_regions, VhostUserSession),
         VMSTATE_VALIDATE("too many memory regions", session_valid_regions),
         VMSTATE_STRUCT_VARRAY_POINTER_UINT32(region, VhostUserSession,
                                              nregions, vmstate_region,
                                              SessionRegion),
-        VMSTATE_UINT32(nrings, VhostUserSession),
+        VMSTATE_UINT32(stream_rings, VhostUserSession),
         VMSTATE_VALIDATE("too many rings", session_valid_rings),
         VMSTATE_STRUCT_VARRAY_POINTER_UINT32(ring, VhostUserSession, nrings,
                                              vmstate_ring, SessionRing),

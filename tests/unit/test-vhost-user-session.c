@@ -49,6 +49,18 @@ static unsigned count_fds(void)
     return n;
 }
 
+static void limit_fds(bool limited)
+{
+    static struct rlimit old;
+    struct rlimit none = { 0 };
+
+    if (limited) {
+        g_assert(!getrlimit(RLIMIT_NOFILE, &old));
+        none.rlim_max = old.rlim_max;
+    }
+    g_assert(!setrlimit(RLIMIT_NOFILE, limited ? &none : &old));
+}
+
 static Pair *pair_new(void)
 {
     Pair *p = g_new0(Pair, 1);
@@ -735,6 +747,22 @@ static void test_restart_later(void)
     }
 }
 
+static void test_no_inflight(void)
+{
+    Pair *p = pair_new();
+
+    p->backend->no_inflight = true;
+    add_features(p, 0, PF_INFLIGHT);
+    start(&p->source);
+    g_assert_false(vhost_user_session_has_inflight(p->source.session));
+    backend_forget(p->backend);
+    take_over(&p->source, &p->destination);
+    assert_told(p->backend, "");
+    g_assert_false(vhost_user_session_has_inflight(p->destination.session));
+    assert_agree(p->backend, &p->destination);
+    pair_free(p);
+}
+
 /* Names */
 
 static uint64_t name_of_memory(Backend *b, const Memory *memory)
@@ -964,7 +992,6 @@ static void test_lend_fails(void)
 {
     Pair *p = pair_start(0, 0);
     Device *d = &p->source;
-    struct rlimit limit, none = { 0 };
     int lent;
 
     device_release(d);
@@ -972,11 +999,9 @@ static void test_lend_fails(void)
     device_lend(d);
     lent = d->call[1];
 
-    g_assert(!getrlimit(RLIMIT_NOFILE, &limit));
-    none.rlim_max = limit.rlim_max;
-    g_assert(!setrlimit(RLIMIT_NOFILE, &none));
+    limit_fds(true);
     g_assert_cmpint(vhost_user_session_lend_call(d->session, 1), ==, -1);
-    g_assert(!setrlimit(RLIMIT_NOFILE, &limit));
+    limit_fds(false);
 
     close(lent);
     d->call[1] = new_eventfd();
@@ -1099,6 +1124,43 @@ static void test_held_config(void)
     pair_free(p);
 }
 
+static void test_reset_stops_rings(void)
+{
+    static const unsigned requests[] = { MSG_RESET_OWNER, MSG_RESET_DEVICE };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(requests); i++) {
+        Pair *p = pair_start(0, 0);
+        Device *d = &p->source;
+        Msg msg = { .request = requests[i], .flags = MSG_VERSION };
+
+        g_assert_true(vhost_user_session_ring_running(d->session, 1));
+        g_assert_false(vhost_user_session_ring_running(d->session, 2));
+        g_assert_true(device_write(d, &msg, NULL, 0));
+        g_assert_false(vhost_user_session_ring_running(d->session, 1));
+        d->started = false;
+
+        /* Nothing of the rings is left to take over */
+        take_over(d, &p->destination);
+        g_assert_true(device_start(&p->destination));
+        assert_agree(p->backend, &p->destination);
+        pair_free(p);
+    }
+}
+
+static void test_owner(void)
+{
+    Pair *p = pair_start(0, 0);
+
+    g_assert_true(vhost_user_session_owned(p->source.session));
+    device_release(&p->source);
+    g_assert_false(vhost_user_session_owned(p->source.session));
+    load(&p->source, &p->destination);
+    g_assert_false(vhost_user_session_owned(p->destination.session));
+    vhost_user_session_own(p->destination.session, true);
+    g_assert_true(vhost_user_session_owned(p->destination.session));
+    pair_free(p);
+}
+
 static void test_kick(void)
 {
     Pair *p = pair_start(0, 0);
@@ -1144,6 +1206,89 @@ static void test_commit_removal_refused(void)
     g_assert_true(device_start(d));
     g_assert_cmpint(vhost_user_session_commit(d->session, &err), ==, -1);
     error_free_or_abort(&err);
+    pair_free(p);
+}
+
+static void test_commit_confused(void)
+{
+    static const unsigned requests[] = {
+        MSG_ADD_MEM_REG, MSG_GET_VRING_BASE, MSG_SET_VRING_ENABLE,
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(requests); i++) {
+        Pair *p = pair_start(0, PF_SLOTS);
+        Device *d = &p->destination;
+        Error *err = NULL;
+
+        hand_over(&p->source, d);
+        device_lend(d);
+        differ_memory_added(d);
+        differ_kick(d);
+        g_assert_true(device_start(d));
+        p->backend->confuse = requests[i];
+        g_assert_cmpint(vhost_user_session_commit(d->session, &err), ==, -1);
+        error_free_or_abort(&err);
+        pair_free(p);
+    }
+}
+
+/* The device starts after the commit, and memory is in the way. */
+static void test_start_refused(void)
+{
+    Pair *p = pair_start(0, PF_SLOTS);
+    Device *d = &p->destination;
+
+    g_assert_true(device_stop(&p->source));
+    d->memory[0].file = 2;
+    take_over(&p->source, d);
+    p->backend->refuse = MSG_REM_MEM_REG;
+    g_assert_false(device_start(d));
+    pair_free(p);
+}
+
+/* A device goes on without descriptors, but cannot be handed over. */
+static void test_observe_without_fds(void)
+{
+    Pair *p = pair_new();
+    Error *err = NULL;
+    Msg msg = {
+        .request = MSG_SET_VRING_KICK,
+        .flags = MSG_VERSION,
+        .size = sizeof(msg.u64),
+    };
+    int fd = new_eventfd();
+
+    limit_fds(true);
+    g_assert_cmpint(vhost_user_session_write(p->source.session, &msg, &fd, 1),
+                    ==, 0);
+    limit_fds(false);
+    g_assert_false(vhost_user_session_check(p->source.session, &err));
+    error_free_or_abort(&err);
+    close(fd);
+    pair_free(p);
+}
+
+/* A message that cannot be kept fails. */
+static void test_hold_without_fds(void)
+{
+    Pair *p = pair_start(0, PF_INFLIGHT);
+    Device *d = &p->source;
+    Msg msg = {
+        .request = MSG_SET_VRING_CALL,
+        .flags = MSG_VERSION,
+        .size = sizeof(msg.u64),
+    };
+
+    device_release(d);
+    limit_fds(true);
+    g_assert_cmpint(vhost_user_session_write(d->session, &msg, &d->mask[0], 1),
+                    <, 0);
+    limit_fds(false);
+    vhost_user_session_own(d->session, true);
+    device_lend(d);
+    g_assert_true(device_start(d));
+    g_assert_cmpint(commit(d), ==, 0);
+    assert_agree(p->backend, d);
     pair_free(p);
 }
 
@@ -1425,29 +1570,42 @@ static void test_bad_session(const void *opaque)
     pair_free(p);
 }
 
-/* Send a stream whose counts are too big; nothing is behind them. */
-static void load_counts(uint32_t config, uint32_t regions, uint32_t rings)
+static void load_begin(const uint8_t *stream, size_t size)
 {
     Pair *p = pair_new();
-    uint8_t stream[8 + VHOST_USER_SESSION_VALUES * 8 + 4 +
-                   VHOST_USER_SESSION_CONFIG + 4 + 4] = { 0 };
-    uint8_t *end = stream + sizeof(stream);
+    Device *d = &p->destination;
     int sv[2];
 
-    stl_be_p(end - 4, rings);
-    stl_be_p(end - 8, regions);
-    stl_be_p(end - 8 - VHOST_USER_SESSION_CONFIG - 4, config);
     g_assert(!qemu_socketpair(PF_UNIX, SOCK_STREAM, 0, sv));
-    g_assert_cmpint(write(sv[1], stream, sizeof(stream)), ==, sizeof(stream));
+    g_assert_cmpint(write(sv[1], stream, size), ==, size);
     close(sv[1]);
-    g_assert_false(session_load(p->destination.session, sv[0]));
+    g_assert_false(session_load(d->session, sv[0]));
 
     /* A later connection is not harmed */
-    vhost_user_session_reset(p->destination.session);
-    start(&p->destination);
-    g_assert_true(device_set_config(&p->destination, 1, 2));
-    assert_agree(p->backend, &p->destination);
+    vhost_user_session_reset(d->session);
+    start(d);
+    g_assert_true(device_set_config(d, 1, 2));
+    assert_agree(p->backend, d);
     pair_free(p);
+}
+
+/* Nothing is behind the counts, and they may themselves be cut. */
+static void load_counts(uint32_t config, uint32_t regions, uint32_t rings)
+{
+    uint8_t stream[8 + VHOST_USER_SESSION_VALUES * 8 + 4 +
+                   VHOST_USER_SESSION_CONFIG + 4 + 4] = { 0 };
+    const size_t rings_at = sizeof(stream) - 4;
+    const size_t regions_at = rings_at - 4;
+    const size_t config_at = regions_at - VHOST_USER_SESSION_CONFIG - 4;
+
+    stl_be_p(stream + config_at, config);
+    stl_be_p(stream + regions_at, regions);
+    stl_be_p(stream + rings_at, rings);
+    for (size_t n = 0; n <= 4; n++) {
+        load_begin(stream, config_at + n);
+        load_begin(stream, regions_at + n);
+        load_begin(stream, rings_at + n);
+    }
 }
 
 static void test_bad_counts(void)
@@ -1519,6 +1677,7 @@ int main(int argc, char **argv)
     add("difference/protocol-features", test_difference_protocol_features);
     add("difference/more-protocol-features", test_more_protocol_features);
     add("difference/more-rings", test_more_rings);
+    add("difference/no-inflight", test_no_inflight);
     add("difference/channel", test_channel);
     add("restart/at-once", test_restart);
     add("restart/later", test_restart_later);
@@ -1538,11 +1697,17 @@ int main(int argc, char **argv)
     add("hold/released-is-silent", test_released_is_silent);
     add("hold/unanswerable-goes-through", test_unanswerable_goes_through);
     add("hold/unanswerable-after-reset", test_unanswerable_after_reset);
+    add("hold/without-descriptors", test_hold_without_fds);
+    add("owner", test_owner);
+    add("reset-stops-rings", test_reset_stops_rings);
     add("kick", test_kick);
     add("commit/refused", test_commit_refused);
     add("commit/removal-refused", test_commit_removal_refused);
+    add("commit/confused", test_commit_confused);
+    add("commit/start-refused", test_start_refused);
     add("commit/disconnected", test_commit_disconnected);
     add("save/disconnected", test_save_disconnected);
+    add("check/without-descriptors", test_observe_without_fds);
     add("check/untracked", test_check_refuses_untracked);
     for (unsigned i = 0; i < ARRAY_SIZE(bad_sessions); i++) {
         g_autofree char *path = g_strdup_printf("refused/%s",

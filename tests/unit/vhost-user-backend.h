@@ -39,6 +39,8 @@ typedef struct BackendRing {
  * @wire: for the devices
  * @features, @protocol_features: what it offers
  * @refuse: a request to answer with an error, if an answer is wanted
+ * @confuse: a request to answer as if it were another one
+ * @no_inflight: have no inflight region for anybody
  * @silent: close the connection at the next message
  *
  * What follows is for tests to look at.
@@ -48,6 +50,8 @@ typedef struct Backend {
     uint64_t features;
     uint64_t protocol_features;
     uint32_t refuse;
+    uint32_t confuse;
+    bool no_inflight;
     bool silent;
 
     int front;                  /* the socket's ends */

@@ -365,6 +365,9 @@ static bool set_inflight(Device *d)
         if (!device_ask(d, &msg)) {
             return false;
         }
+        if (!msg.inflight.mmap_size) {
+            return true;        /* the back-end has none */
+        }
         d->inflight = vhost_user_session_answer_fd(d->session);
         if (d->inflight < 0) {
             d->inflight = d->wire->take_fd(d->wire);
