@@ -51,7 +51,7 @@ class Repeated(TransferTest):
         self.assertEqual(held[-1], held[0])
         self.assertLess(used[-1], used[0] + disks * MEGABYTE)
         self.assertEqual(qemu[-1][0], qemu[0][0])
-        self.assertLess(qemu[-1][1], qemu[0][1] + 32 * MEGABYTE)
+        self.assertLess(qemu[-1][1], qemu[0][1] + 64 * MEGABYTE)
 
     def test_one_disk(self) -> None:
         """One disk with one queue."""
