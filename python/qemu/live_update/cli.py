@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+The command line of live-update
+"""
+import argparse
+import asyncio
+import signal
+import sys
+from typing import List, Optional
+
+from .error import Refused, UpdateError
+from .monitor import Monitor, MonitorError
+from .output import Output
+from .plan import Plan
+from .update import Update
+
+EXIT_STATUS = """
+exit status:
+  0  the VM runs in the new QEMU (with --dry-run: it could)
+  1  refused; nothing was changed
+  2  failed; the old QEMU runs the VM on
+  3  needs a person: the message says what for
+"""
+
+
+def parse(arguments: List[str]) -> argparse.Namespace:
+    """Take the arguments apart."""
+    parser = argparse.ArgumentParser(
+        prog='live-update', usage='live-update --qmp SOCKET --binary QEMU '
+        '[OPTION...] [-- COMMAND LINE OF THE VM]',
+        description='Update the QEMU under a running VM.',
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--qmp', metavar='SOCKET', required=True,
+                        help='UNIX socket of the VM\'s monitor (QMP)')
+    parser.add_argument('--binary', metavar='QEMU', required=True,
+                        help='the new QEMU')
+    parser.add_argument('--dry-run', action='store_true',
+                        help='say what would be done, and do nothing')
+    parser.add_argument('--json', action='store_true',
+                        help='print a JSON object per line')
+    parser.add_argument('--timeout', metavar='SECONDS', type=float,
+                        default=120, help='give up after so long, and leave '
+                        'the VM in the old QEMU (default: %(default)s)')
+    parser.add_argument('--report', metavar='FILE.html',
+                        help='write what happened, with a picture of the '
+                        'guest\'s I/O (needs Python\'s matplotlib)')
+    ours, theirs = arguments, None
+    if '--' in arguments:
+        position = arguments.index('--')
+        ours, theirs = arguments[:position], arguments[position + 1:]
+    options = parser.parse_args(ours)
+    options.command = theirs
+    return options
+
+
+async def update(options: argparse.Namespace, output: Output) -> None:
+    """Do what the user wants; raises UpdateError if it cannot be."""
+    old = Monitor('the running QEMU', options.qmp)
+    try:
+        await old.connect()
+        plan = Plan(old, options.binary, options.command, output)
+        await plan.check()
+        if options.dry_run:
+            output.plan(plan.command(), plan.describe())
+            output.result('possible', 'the VM can be updated; nothing was '
+                          'changed', exit=0, mode=plan.mode.name)
+            return
+        await run(Update(plan, output), options.timeout, output)
+    except MonitorError as error:
+        raise Refused(str(error)) from error
+    finally:
+        await old.close()
+
+
+async def run(work: Update, timeout: float, output: Output) -> None:
+    """Run an update, until somebody or the clock puts an end to it."""
+    loop = asyncio.get_running_loop()
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        loop.add_signal_handler(number, work.interrupt, 'interrupted')
+    clock = loop.call_later(
+        timeout, work.interrupt, f'it took more than {timeout:g} s')
+    try:
+        await work.run()
+    finally:
+        clock.cancel()
+    output.result('updated', 'the VM runs in the new QEMU '
+                  f'{work.facts["pid"]}', exit=0, **work.facts)
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Update a VM; returns the exit status."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    output = Output(options.json)
+    try:
+        asyncio.run(update(options, output))
+        return 0
+    except UpdateError as error:
+        output.result(error.status, str(error), exit=error.exit)
+        return error.exit
+    except KeyboardInterrupt:
+        output.result('refused', 'interrupted', exit=1)
+        return 1

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A QEMU's monitor (QMP), and what an update asks it
+"""
+import asyncio
+import logging
+import socket
+from typing import Any, Dict, List, Optional, Set
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from .process import listener
+
+ANSWER = 10             # seconds within which a monitor must answer
+
+
+class MonitorError(Exception):
+    """A monitor did not do as it was told; says why."""
+
+
+class Monitor:
+    """
+    A connection to a QEMU's monitor.
+
+    @param name: which QEMU, for messages
+    @param path: of the UNIX socket
+    """
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self.path = path
+        self.pid = 0
+        self.qmp = QMPClient(name)
+        # Errors reach the user as messages of ours.
+        self.qmp.logger.setLevel(logging.CRITICAL)
+
+    async def connect(self) -> None:
+        """Connect; pid is then the process that listens there."""
+        client = socket.socket(socket.AF_UNIX)
+        try:
+            client.settimeout(ANSWER)
+            client.connect(self.path)
+        except OSError as error:
+            client.close()
+            raise MonitorError(f"cannot connect to the monitor '{self.path}' "
+                               f'of {self.name}: {error}') from error
+        self.pid = listener(client)
+        await self.use(client)
+
+    async def use(self, client: socket.socket) -> None:
+        """Talk to a monitor over a socket that is connected to it."""
+        client.setblocking(False)
+        try:
+            await asyncio.wait_for(self.qmp.connect(client), ANSWER)
+        except asyncio.TimeoutError:
+            raise MonitorError(
+                f"the monitor of {self.name} at '{self.path}' does not "
+                'answer; it serves one client at a time: end the other one, '
+                'or name a monitor that is free') from None
+        except (OSError, EOFError, QMPError) as error:
+            raise MonitorError(f'the monitor of {self.name} does not speak '
+                               f'QMP: {error}') from error
+
+    async def close(self) -> None:
+        """Let go of the monitor."""
+        try:
+            await self.qmp.disconnect()
+        except (QMPError, EOFError, OSError):
+            pass                # it has ended
+
+    async def ask(self, command: str, **arguments: object) -> Any:
+        """Have a command executed; '_' in names of arguments is '-'."""
+        try:
+            return await asyncio.wait_for(
+                self.qmp.execute(command, {
+                    name.replace('_', '-'): value
+                    for name, value in arguments.items()}), ANSWER)
+        except asyncio.TimeoutError:
+            raise MonitorError(f"{self.name} does not answer '{command}' "
+                               f'within {ANSWER} s') from None
+        except ExecuteError as error:
+            raise MonitorError(f'{error}') from error
+        except (QMPError, asyncio.CancelledError, EOFError, OSError) as error:
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise MonitorError(f'{self.name} has ended') from error
+
+    # What it is
+
+    async def version(self) -> str:
+        """The version of QEMU."""
+        number = (await self.ask('query-version'))['qemu']
+        return '{major}.{minor}.{micro}'.format(**number)
+
+    async def status(self) -> str:
+        """The run state of the VM."""
+        return str((await self.ask('query-status'))['status'])
+
+    async def migration(self) -> Dict[str, Any]:
+        """How migration stands."""
+        answer: Dict[str, Any] = await self.ask('query-migrate')
+        return answer
+
+    async def capabilities(self) -> Dict[str, bool]:
+        """The capabilities of migration that it knows, and their states."""
+        return {item['capability']: item['state']
+                for item in await self.ask('query-migrate-capabilities')}
+
+    async def set_capabilities(self, **states: bool) -> None:
+        """Set capabilities of migration."""
+        await self.ask('migrate-set-capabilities', capabilities=[
+            {'capability': name.replace('_', '-'), 'state': state}
+            for name, state in states.items()])
+
+    async def parameters(self) -> Dict[str, Any]:
+        """The parameters of migration."""
+        answer: Dict[str, Any] = await self.ask('query-migrate-parameters')
+        return answer
+
+    # The tree of its objects
+
+    async def children(self, path: str) -> Dict[str, str]:
+        """The types of an object's children, by their names."""
+        return {item['name']: item['type'][len('child<'):-1]
+                for item in await self.ask('qom-list', path=path)
+                if item['type'].startswith('child<')}
+
+    async def get(self, path: str, name: str) -> Any:
+        """The value of an object's property; None: it cannot be read."""
+        try:
+            return await self.ask('qom-get', path=path, property=name)
+        except MonitorError:
+            return None
+
+    async def properties(self, driver: str) -> Optional[Dict[str, Any]]:
+        """The properties of a device type, with defaults; None: not known."""
+        try:
+            answer: List[Dict[str, Any]] = await self.ask(
+                'device-list-properties', typename=driver)
+        except MonitorError:
+            return None
+        return {item['name']: item for item in answer}
+
+    async def chardevs(self) -> Dict[str, Dict[str, Any]]:
+        """What is known of each chardev."""
+        return {item['label']: item
+                for item in await self.ask('query-chardev')}
+
+    async def machines(self) -> Set[str]:
+        """The types of machines that it knows."""
+        return {item['name'] for item in await self.ask('query-machines')}

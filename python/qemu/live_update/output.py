@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+What the user is told: lines of text, or a JSON object per line
+"""
+import json
+import sys
+import textwrap
+import time
+from typing import Any, Dict, List
+
+WIDTH = 80
+COLOURS = {'ok': '32', 'warning': '33', 'refused': '31', 'updated': '1;32',
+           'failed': '1;31', 'attention': '1;31', 'possible': '1;32'}
+
+
+class Output:
+    """
+    Tells the user of each event, and remembers it.
+
+    events: all of them, in order, as they are in JSON
+
+    @param as_json: for programs
+    """
+    def __init__(self, as_json: bool) -> None:
+        self.events: List[Dict[str, Any]] = []
+        self._json = as_json
+        self._start = time.time()
+        self._colours = sys.stdout.isatty()
+
+    def check(self, name: str, verdict: str, message: str) -> None:
+        """Something was looked at: 'ok', 'warning' or 'refused'."""
+        self._tell({'event': 'check', 'name': name, 'verdict': verdict,
+                    'message': message},
+                   f'{verdict:8}', f'{name}: {message}', verdict)
+
+    def step(self, name: str, message: str) -> None:
+        """Something was done."""
+        self._tell({'event': 'step', 'name': name, 'message': message},
+                   f'{time.time() - self._start:6.2f} s', message)
+
+    def plan(self, command: List[str], text: str) -> None:
+        """What would be done; the command starts the new QEMU."""
+        self._tell({'event': 'plan', 'command': command}, 'plan', text)
+
+    def result(self, status: str, message: str, **more: object) -> None:
+        """How it ended."""
+        self._tell({'event': 'result', 'status': status, 'message': message,
+                    **more}, f'{status:8}', message, status)
+
+    def _tell(self, event: Dict[str, Any], head: str, text: str,
+              colour: str = '') -> None:
+        event['time'] = time.time()
+        self.events.append(event)
+        if self._json:
+            line = json.dumps(event)
+        else:
+            # Words stay whole: they may be names of files to copy.
+            line = textwrap.fill(
+                text, WIDTH, initial_indent=f'{head:10}',
+                subsequent_indent=' ' * 10, break_long_words=False,
+                break_on_hyphens=False)
+            if self._colours and colour in COLOURS:
+                line = line.replace(
+                    head, f'\033[{COLOURS[colour]}m{head}\033[0m', 1)
+        print(line, flush=True)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+What has to be done for an update, and whether it can be, before it is begun
+
+Nothing here changes the VM or its QEMU.
+"""
+import os
+import shlex
+from pathlib import Path
+from typing import Awaitable, Dict, List, Optional, Sequence
+
+from .cmdline import CommandLine
+from .devices import Catalog, Device, devices
+from .error import Refused
+from .memory import CPR, IGNORE_SHARED, Mode, choose_mode
+from .monitor import Monitor, MonitorError
+from .names import Names
+from .output import Output
+from .probe import Probe
+from .process import Process
+
+PARAMETER = PROPERTY = 'backend-transfer'
+# In these states a VM can be moved, and goes on in the new QEMU as it was.
+STATES = 'running', 'paused'
+
+
+class Plan:
+    """
+    An update that is possible.
+
+    check() must have been called before the rest means anything.
+
+    @param monitor: of the QEMU that runs the VM, connected
+    @param binary: the new QEMU
+    @param given: the VM's command line, if it is not to be read
+    """
+    # pylint: disable=too-many-instance-attributes
+
+    def __init__(self, monitor: Monitor, binary: str,
+                 given: Optional[Sequence[str]], output: Output) -> None:
+        self.monitor = monitor
+        self.binary = os.path.abspath(binary)
+        self.process = Process(monitor.pid)
+        self.options = CommandLine()
+        self.mode = Mode('', '')
+        self.transfer = False
+        self.status = ''
+        self.devices: Dict[str, Device] = {}
+        self._given = given
+        self._output = output
+        self._folder = self.process.folder if given is None else os.getcwd()
+        users = self.process.users
+        self.names = Names(self._folder, (users['Uid'][1], users['Gid'][1]))
+        self._refusals: List[str] = []
+        self._channels = Path()
+
+    async def check(self) -> None:
+        """Look at all that decides whether the VM can be updated."""
+        await self._try('VM', self._check_vm())
+        if not self._refusals:
+            await self._try('command', self._check_command_line())
+            await self._try('memory', self._check_memory())
+            await self._try('binary', self._check_binary())
+            await self._try('migration', self._check_migration())
+        if len(self._refusals) == 1:
+            raise Refused(self._refusals[0])
+        if self._refusals:
+            raise Refused(f'there are {len(self._refusals)} reasons, see '
+                          'above')
+
+    async def _try(self, name: str, check: Awaitable[None]) -> None:
+        try:
+            await check
+        except (Refused, MonitorError) as error:
+            self._refuse(name, str(error))
+
+    def _refuse(self, name: str, message: str) -> None:
+        self._refusals.append(message)
+        self._output.check(name, 'refused', message)
+
+    async def _check_vm(self) -> None:
+        self.status = await self.monitor.status()
+        if self.status not in STATES:
+            raise Refused(f'the VM is in the state "{self.status}"; it must '
+                          'be running or paused')
+        if not self.process.shares_namespaces():
+            raise Refused(f'process {self.process.pid} runs in other '
+                          'namespaces (a container?); update it from there')
+        name = (await self.monitor.ask('query-name')).get('name')
+        self._output.check(
+            'VM', 'ok', (f"'{name}', " if name else '') + f'{self.status}, '
+            f'process {self.process.pid}, QEMU '
+            f'{await self.monitor.version()}')
+
+    async def _check_command_line(self) -> None:
+        if self._given is None:
+            arguments: Sequence[str] = self.process.arguments
+        else:
+            arguments = self._given
+            if arguments and not arguments[0].startswith('-'):
+                arguments = arguments[1:]
+        options = CommandLine.parse(arguments)
+        options.drop('S', 'incoming', 'loadvm')
+        options.check()
+        machine = str(await self.monitor.get('/machine', 'type'))
+        options.set_machine(machine[:-len('-machine')])
+        self.devices = await devices(self.monitor)
+        if self._given is None:
+            catalog = Catalog(self.monitor, options)
+            await catalog.reproduce(self.devices)
+            for change in catalog.changes:
+                self._output.check('command', 'ok', f'{change} since the VM '
+                                   'was started: the command line follows')
+        options.keep_files()
+        options.rename(self.names.private, {
+            str(option.keys().get('chardev'))
+            for option in options.named('device')
+            if 'vhost-user' in option.value})
+        self.options = options
+        self._find_monitor()
+
+    def _find_monitor(self) -> None:
+        wanted = os.path.abspath(self.monitor.path)
+        private = self.names.private(wanted)
+        if not any(private in option.value for option in self.options):
+            raise Refused(
+                f"the command line has no monitor at '{wanted}' (as a UNIX "
+                'socket with server=on), so that the new QEMU would have '
+                'none; name one that it has')
+        self._channels = Path(private).parent
+
+    async def _check_memory(self) -> None:
+        self.mode = await choose_mode(self.monitor, self.process)
+        self._output.check(
+            'memory', 'ok' if self.mode.name in (CPR, IGNORE_SHARED)
+            else 'warning', f'{self.mode.name}: {self.mode.reason}')
+
+    async def _check_binary(self) -> None:
+        if not os.access(self.binary, os.X_OK):
+            raise Refused(f"'{self.binary}' is not a program")
+        async with Probe(self.binary) as new:
+            machine = str(await self.monitor.get('/machine', 'type'))
+            if machine[:-len('-machine')] not in await new.machines():
+                raise Refused(
+                    f"'{self.binary}' does not know the machine "
+                    f"'{machine[:-len('-machine')]}' of this VM")
+            self._output.check('binary', 'ok', f'{self.binary}, QEMU '
+                               f'{await new.version()}')
+            known = PARAMETER in await new.parameters()
+            self.transfer = \
+                PARAMETER in await self.monitor.parameters() and known
+            for device in self.devices.values():
+                if device.driver.startswith('vhost-user'):
+                    await self._try(device.name,
+                                    self._check_device(device, known, new))
+
+    async def _check_device(self, device: Device, known: bool,
+                            new: Monitor) -> None:
+        what = f"the device '{device.name}' ({device.driver})"
+        takes_part = await self.monitor.get(device.path, PROPERTY)
+        if takes_part is None:
+            if PARAMETER in await self.monitor.parameters():
+                raise Refused(f'{what} cannot be moved with its back-end '
+                              'yet; unplug it first')
+            raise Refused(
+                f'the running QEMU cannot hand over the back-end of {what}: '
+                'it is without backend-transfer; unplug the device first, or '
+                'start the VM anew with a QEMU that has it')
+        if not known or PROPERTY not in (
+                await new.properties(device.driver) or {}):
+            raise Refused(f"'{self.binary}' cannot take over the back-end of "
+                          f'{what}; take a QEMU that has backend-transfer')
+        if not takes_part:
+            self._output.check(
+                device.name, 'warning', 'has backend-transfer=off: it '
+                'connects anew, which its back-end must allow')
+            return
+        chardev = await self.monitor.get(device.path, 'chardev')
+        state = (await self.monitor.chardevs())[chardev]
+        if state['filename'].startswith('disconnected:'):
+            raise Refused(
+                f"the back-end of {what} is not there: '{chardev}' is "
+                f"{state['filename']}; start the back-end first")
+        self._output.check(device.name, 'ok', f'{device.driver}, back-end at '
+                           f'{state["filename"]}: handed over')
+
+    async def _check_migration(self) -> None:
+        state = await self.monitor.migration()
+        if state.get('status') in ('active', 'setup', 'device', 'cancelling',
+                                   'wait-unplug', 'pre-switchover'):
+            raise Refused('the VM is being migrated')
+        reasons = state.get('blocked-reasons', [])
+        if reasons:
+            raise Refused('QEMU says that the VM cannot be migrated: ' +
+                          '; '.join(reasons))
+
+    def command(self) -> List[str]:
+        """The command that starts the new QEMU."""
+        words = self.options.words() + ['-incoming', 'defer']
+        if self.mode.name == CPR:
+            words += ['-incoming', 'cpr,addr.transport=socket,addr.type=unix,'
+                      f'addr.path={self.channel("cpr")}']
+        return [self.binary] + words
+
+    @property
+    def new_monitor(self) -> str:
+        """The path of the new QEMU's monitor."""
+        return self.channel(Path(self.monitor.path).name)
+
+    def channel(self, name: str) -> str:
+        """The path of a socket between the two QEMUs: names.CHANNELS."""
+        return str(self._channels / name)
+
+    @property
+    def drops_privileges(self) -> bool:
+        """Will the new QEMU change its user by itself?"""
+        return any(option.name == 'runas' or
+                   option.name == 'run-with' and 'user' in option.keys()
+                   for option in self.options)
+
+    def describe(self) -> str:
+        """What would be done, in words."""
+        return (f'start the new QEMU, migrate with {self.mode.name}' +
+                (' and backend-transfer' if self.transfer else '') +
+                ', end the old QEMU, and give the new one the names of its '
+                'files: ' + shlex.join(self.command()))
+

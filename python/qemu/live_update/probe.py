@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A QEMU without a VM, to ask what a binary knows
+"""
+import socket
+import subprocess
+from types import TracebackType
+from typing import Optional, Type
+
+from .error import Refused
+from .monitor import Monitor, MonitorError
+
+
+class Probe:
+    """
+    A QEMU that runs nothing, for an "async with" block; gives its monitor.
+
+    @param binary: the program
+    """
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+        self._monitor = Monitor(binary, '')
+        self._process: Optional['subprocess.Popen[str]'] = None
+
+    async def __aenter__(self) -> Monitor:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                # pylint: disable=consider-using-with
+                self._process = subprocess.Popen(
+                    [self._binary, '-machine', 'none', '-nodefaults',
+                     '-no-user-config', '-display', 'none', '-chardev',
+                     f'socket,id=qmp,fd={theirs.fileno()}',
+                     '-mon', 'chardev=qmp,mode=control'],
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                    text=True, errors='replace')
+            except OSError as error:
+                ours.close()
+                raise Refused(f"cannot run '{self._binary}': "
+                              f'{error.strerror}') from error
+        try:
+            await self._monitor.use(ours)
+        except MonitorError as error:
+            raise Refused(f"'{self._binary}' does not answer as a QEMU: "
+                          f'{self._end() or error}') from error
+        except BaseException:
+            self._end()
+            raise
+        return self._monitor
+
+    def _end(self) -> str:
+        """End it; what did it print?"""
+        assert self._process
+        self._process.kill()
+        return self._process.communicate()[1].strip()
+
+    async def __aexit__(self, exc_type: Optional[Type[BaseException]],
+                        exc: Optional[BaseException],
+                        traceback: Optional[TracebackType]) -> None:
+        await self._monitor.close()
+        self._end()

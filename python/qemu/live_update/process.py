@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Processes of this host, as the kernel tells of them
+"""
+import asyncio
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+from .error import Refused
+
+PIDFD_GETFD = 438       # the number of the system call on all architectures
+
+
+def is_listening(path: str) -> bool:
+    """Does somebody listen on this UNIX socket?  It is not connected to."""
+    accepting = 0x10000         # __SO_ACCEPTCON
+    with open('/proc/net/unix', encoding='utf-8', errors='replace') as sockets:
+        return any(len(words) > 7 and words[7] == path and
+                   int(words[3], 16) & accepting
+                   for words in map(str.split, list(sockets)[1:]))
+
+
+def listener(client: socket.socket) -> int:
+    """The process that began to listen where this socket is connected to."""
+    form = '3i'                 # struct ucred
+    pid, _, _ = struct.unpack(form, client.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form)))
+    return int(pid)
+
+
+def find(argument: str) -> List[int]:
+    """All processes that have this somewhere on their command line."""
+    found = []
+    for entry in Path('/proc').iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and \
+                    os.fsencode(argument) in (entry / 'cmdline').read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+class Process:
+    """
+    A process, which may end at any time.
+
+    @param pid: its number; looked at once, so that no other process that
+                gets the number later is taken for it
+    """
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._proc = Path(f'/proc/{pid}')
+        try:
+            self._fd = os.pidfd_open(pid)
+            self._proc.joinpath('environ').read_bytes()
+        except OSError as error:
+            raise Refused(f'cannot look at process {pid}: {error.strerror}; '
+                          'run this as root or as the user of the VM'
+                          ) from error
+
+    def close(self) -> None:
+        """Give up the file descriptor that stands for it."""
+        os.close(self._fd)
+
+    def _read(self, name: str) -> str:
+        return os.fsdecode((self._proc / name).read_bytes())
+
+    @property
+    def arguments(self) -> List[str]:
+        """Its command line, without the name of the program."""
+        return self._read('cmdline').split('\0')[1:-1]
+
+    @property
+    def environment(self) -> Dict[str, str]:
+        """The environment that it was started with."""
+        pairs = (item.partition('=')
+                 for item in self._read('environ').split('\0') if item)
+        return {name: value for name, _, value in pairs}
+
+    @property
+    def folder(self) -> str:
+        """The folder where relative paths on its command line begin."""
+        folder = os.readlink(self._proc / 'cwd')
+        if '-daemonize' in self.arguments:
+            # It has left it since; shells tell where they start a program.
+            folder = self.environment.get('PWD', folder)
+        return folder
+
+    @property
+    def users(self) -> Dict[str, List[int]]:
+        """Its user, group, and other groups: 'Uid', 'Gid', 'Groups'."""
+        lines = (line.partition(':')
+                 for line in self._read('status').splitlines())
+        return {name: [int(word) for word in value.split()]
+                for name, _, value in lines
+                if name in ('Uid', 'Gid', 'Groups')}
+
+    def shares_namespaces(self) -> bool:
+        """Does it see the same files and networks as we do?"""
+        return all(os.readlink(self._proc / 'ns' / name) ==
+                   os.readlink(f'/proc/self/ns/{name}')
+                   for name in ('mnt', 'net', 'pid', 'user'))
+
+    def has_ended(self) -> bool:
+        """Has it ended (and nobody but its parent may see it still)?"""
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            signal.pidfd_send_signal(self._fd, 0)
+            return self._read('stat').rpartition(')')[2].split()[0] == 'Z'
+        return True
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait until it has ended; false: it has not."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while not self.has_ended():
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    def kill(self) -> None:
+        """End it the hard way."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def file(self, number: int) -> Optional[int]:
+        """A copy of one of its file descriptors, if we may have it."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        copy = libc.syscall(PIDFD_GETFD, self._fd, number, 0)
+        return int(copy) if copy >= 0 else None
+
+    def maps(self, status: os.stat_result) -> bool:
+        """Has it mapped a file, known by what stat() says of it?"""
+        for line in self._read('maps').splitlines():
+            device, inode = line.split()[3:5]
+            major, minor = (int(word, 16) for word in device.split(':'))
+            if int(inode) == status.st_ino and \
+                    os.makedev(major, minor) == status.st_dev:
+                return True
+        return False
+
+    def cgroup(self) -> Optional[Path]:
+        """The file that takes processes into its control group (v2)."""
+        for line in self._read('cgroup').splitlines():
+            if line.startswith('0::/'):
+                path = Path('/sys/fs/cgroup' + line[3:], 'cgroup.procs')
+                return path if path.exists() else None
+        return None
+
+    def start_like(self, command: Sequence[str], as_user: bool
+                   ) -> 'subprocess.Popen[bytes]':
+        """
+        Start a program in the way in which this process runs.
+
+        That is: folder, environment, limits of resources, processors, control
+        group.  What it prints goes where this one prints, if that is
+        of use; if not, it can be read from the result's stderr.
+
+        @param as_user: start it as the same user, too
+        """
+        limits = {kind: resource.prlimit(self.pid, kind)
+                  for name, kind in vars(resource).items()
+                  if name.startswith('RLIMIT_')}
+        processors = os.sched_getaffinity(self.pid)
+        cgroup = self.cgroup()
+        users = self.users
+
+        def prepare() -> None:
+            """In the new process, while we are still who we are."""
+            if cgroup:
+                with contextlib.suppress(OSError):
+                    cgroup.write_text(str(os.getpid()), 'ascii')
+            os.sched_setaffinity(0, processors)
+            for kind, limit in limits.items():
+                with contextlib.suppress(ValueError, OSError):
+                    resource.setrlimit(kind, limit)
+            if as_user and os.geteuid() == 0:
+                os.setgroups(users['Groups'])
+                os.setresgid(*users['Gid'][:3])
+                os.setresuid(*users['Uid'][:3])
+
+        output = self.file(2)
+        if output is not None and \
+                os.fstat(output).st_rdev == os.stat('/dev/null').st_rdev:
+            os.close(output)
+            output = None
+        try:
+            # pylint: disable=consider-using-with, subprocess-popen-preexec-fn
+            return subprocess.Popen(
+                command, cwd=self.folder, stdin=subprocess.DEVNULL,
+                env={**self.environment, 'PWD': self.folder},
+                stdout=subprocess.DEVNULL if output is None else output,
+                stderr=subprocess.PIPE if output is None else output,
+                start_new_session=True, preexec_fn=prepare)
+        finally:
+            if output is not None:
+                os.close(output)

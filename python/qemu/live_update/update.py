@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+An update: the new QEMU is started, gets the VM, and takes the old one's place
+
+At any moment one QEMU runs the VM, or may be told to.  Which one it is after
+a failure is not guessed: with backend-transfer, "cont" on the old QEMU works
+if, and only if, the new one has never run the VM.
+"""
+import asyncio
+import contextlib
+import os
+import subprocess
+from typing import Any, Dict, Optional
+
+from qemu.qmp import EventListener
+
+from .devices import devices, difference
+from .error import Failed, NeedsPerson, Refused, UpdateError
+from .memory import CPR, IGNORE_SHARED
+from .monitor import Monitor, MonitorError
+from .output import Output
+from .plan import PARAMETER, Plan
+from .process import Process, find, is_listening
+
+ENDS = 'completed', 'failed', 'cancelled'
+PATIENCE = 10           # seconds for what normally takes milliseconds
+POLL = 0.01             # seconds
+
+
+class Update:
+    """
+    One update.
+
+    facts: what is known when it has been done, for the user
+
+    @param plan: what to do; it was found to be possible
+    """
+    # pylint: disable=too-many-instance-attributes
+
+    def __init__(self, plan: Plan, output: Output) -> None:
+        self.facts: Dict[str, Any] = {
+            'mode': plan.mode.name, 'old-pid': plan.process.pid}
+        self._plan = plan
+        self._output = output
+        self._old = plan.monitor
+        self._new = Monitor('the new QEMU', plan.new_monitor)
+        self._child: Optional['subprocess.Popen[bytes]'] = None
+        self._printed = b''
+        self._sent = False
+        self._changed: Dict[str, Dict[str, Any]] = {}
+        self._task: Optional['asyncio.Task[None]'] = None
+        self._why = ''
+        self._stopped = EventListener(('STOP',))
+        self._resumed = EventListener(('RESUME',))
+
+    def interrupt(self, why: str) -> None:
+        """End it, if the VM is not in the new QEMU yet; it runs on then."""
+        if self._task and not self._why:
+            self._why = why
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Do it; raises UpdateError unless the VM is in the new QEMU."""
+        self._plan.names.create()
+        try:
+            self._task = asyncio.create_task(self._move())
+            try:
+                await self._task
+            except (UpdateError, MonitorError) as error:
+                await self._take_back(str(error))
+            except asyncio.CancelledError:
+                await self._take_back(self._why)
+            self._task = None
+            await self._take_place()
+        except (Refused, Failed):
+            await self._end_new()
+            self._plan.names.remove()
+            raise
+        finally:
+            await self._new.close()
+
+    async def _move(self) -> None:
+        await self._start()
+        await self._migrate()
+        await self._wait_running()
+
+    # The new QEMU starts
+
+    async def _start(self) -> None:
+        plan = self._plan
+        self._child = plan.process.start_like(plan.command(),
+                                              not plan.drops_privileges)
+        if self._child.stderr:
+            pipe = self._child.stderr.fileno()
+            os.set_blocking(pipe, False)
+            asyncio.get_running_loop().add_reader(pipe, self._read, pipe)
+        if plan.mode.name == CPR:
+            # Its monitor does not answer before it has got the memory.
+            await self._wait_listening(plan.channel('cpr'))
+        else:
+            await self._connect()
+        self._output.step('start', 'the new QEMU waits for the VM')
+
+    def _read(self, pipe: int) -> None:
+        """Take what the new QEMU has printed."""
+        data = os.read(pipe, 65536)
+        self._printed = (self._printed + data)[-4000:]
+        if not data:
+            asyncio.get_running_loop().remove_reader(pipe)
+
+    async def _wait_listening(self, path: str) -> None:
+        """Wait until the new QEMU listens on a socket."""
+        while not is_listening(path):
+            self._check_child()
+            await asyncio.sleep(POLL)
+
+    def _check_child(self) -> None:
+        """Raises why the new QEMU has ended, if it has."""
+        assert self._child
+        # One that daemonizes ends, well, when it is ready.
+        if self._child.poll():
+            said = self._printed.decode(errors='replace').strip()
+            raise Refused('the new QEMU does not start: ' + (
+                said or f'it ends with status {self._child.returncode}; its '
+                'messages are where those of the old one are'))
+
+    async def _connect(self) -> None:
+        """Connect to the new QEMU; it must have the VM's devices."""
+        await self._wait_listening(self._new.path)
+        try:
+            await self._new.connect()
+        except MonitorError:
+            for _ in range(int(1 / POLL)):
+                await asyncio.sleep(POLL)
+                self._check_child()
+            raise
+        self.facts['pid'] = self._new.pid
+        problem = difference(self._plan.devices, await devices(self._new))
+        if problem:
+            raise Refused(f'the new QEMU {problem}; give the command line '
+                          'anew after "--"')
+
+    # The VM moves
+
+    async def _migrate(self) -> None:
+        plan, old, new = self._plan, self._old, self._new
+        uri = f'unix:{plan.channel("migration")}'
+        old.qmp.register_listener(self._stopped)
+        new.qmp.register_listener(self._resumed)
+        await self._prepare_old()
+        if plan.mode.name == CPR:
+            self._sent = True
+            await old.ask('migrate', channels=[
+                self._channel_to('main', 'migration'),
+                self._channel_to('cpr', 'cpr')])
+            await self._connect()
+            await self._prepare(new)
+            await new.ask('migrate-incoming', uri=uri, exit_on_error=False)
+        else:
+            await self._prepare(new)
+            await new.ask('migrate-incoming', uri=uri, exit_on_error=False)
+            self._sent = True
+            await old.ask('migrate', uri=uri)
+        while True:
+            state = await old.migration()
+            if state.get('status') == 'completed':
+                break
+            if state.get('status') in ENDS:
+                raise Failed('the migration has failed: ' +
+                             await self._reason(state))
+            await asyncio.sleep(POLL)
+        self.facts['downtime'] = state['downtime'] / 1000
+        self._output.step('migrate', 'the VM was moved, with a downtime of '
+                          f'{state["downtime"]} ms')
+
+    def _channel_to(self, kind: str, name: str) -> Dict[str, object]:
+        return {'channel-type': kind, 'addr': {
+            'transport': 'socket', 'type': 'unix',
+            'path': self._plan.channel(name)}}
+
+    async def _prepare(self, monitor: Monitor) -> None:
+        """Set capabilities and parameters of migration."""
+        wanted = {'return-path', 'events'}
+        if self._plan.mode.name == IGNORE_SHARED:
+            wanted.add('x-ignore-shared')
+        await monitor.set_capabilities(**{
+            name: name in wanted
+            for name, state in (await monitor.capabilities()).items()
+            if state != (name in wanted)})
+        if self._plan.transfer:
+            await monitor.ask('migrate-set-parameters',
+                              **{PARAMETER: True})
+
+    async def _prepare_old(self) -> None:
+        """The same, and what only the sender needs; remember what it was."""
+        wanted = {'mode': 'cpr-transfer' if self._plan.mode.name == CPR
+                  else 'normal', 'max-bandwidth': 10 ** 12, 'tls-creds': ''}
+        parameters = await self._old.parameters()
+        self._changed = {
+            'capabilities': await self._old.capabilities(),
+            'parameters': {name: parameters[name]
+                           for name in [*wanted, PARAMETER]
+                           if name in parameters}}
+        await self._prepare(self._old)
+        await self._old.ask('migrate-set-parameters', **{
+            name: value for name, value in wanted.items()
+            if parameters.get(name) != value and name in parameters})
+
+    async def _reason(self, state: Dict[str, Any]) -> str:
+        """Why a migration failed; the new QEMU knows best."""
+        with contextlib.suppress(MonitorError):
+            theirs = await self._new.migration()
+            if theirs.get('error-desc'):
+                return str(theirs['error-desc'])
+        return str(state.get('error-desc', 'no reason was given'))
+
+    async def _runs(self, monitor: Monitor) -> bool:
+        """Is the VM in this QEMU as it was in the old one?"""
+        try:
+            return await monitor.status() == self._plan.status
+        except MonitorError:
+            return False
+
+    async def _wait_running(self) -> None:
+        while not await self._runs(self._new):
+            await self._new.status()    # it must be there
+            await asyncio.sleep(POLL)
+        self._output.step('verify', f'the VM is {self._plan.status} in the '
+                          'new QEMU')
+
+    # It does not work
+
+    async def _take_back(self, why: str) -> None:
+        """
+        Have the VM run on in the old QEMU; raises what has become of it.
+
+        Returns if it is too late: then the new QEMU runs it.
+        """
+        self._task = None
+        if not self._sent:
+            await self._restore()
+            raise Refused(why)
+        with contextlib.suppress(MonitorError):
+            await self._old.ask('migrate_cancel')
+        state = await self._settled()
+        if not state:
+            # It writes to a QEMU that does not read.
+            await self._end_new()
+            state = await self._settled()
+        if state == 'completed' and await self._until(self._runs, self._new):
+            return
+        if await self._old_runs(state):
+            await self._restore()
+            raise Failed(f'{why}; the VM runs on in the old QEMU')
+        if await self._until(self._runs, self._new):
+            return
+        raise NeedsPerson(
+            f'{why}; neither QEMU runs the VM now: look at both, at '
+            f"'{self._old.path}' and '{self._new.path}'")
+
+    async def _settled(self) -> str:
+        """Wait until the migration has ended; '' if it does not."""
+        for _ in range(int(PATIENCE / POLL)):
+            with contextlib.suppress(MonitorError):
+                state = (await self._old.migration()).get('status')
+                if state in ENDS or state is None:
+                    return str(state)
+            await asyncio.sleep(POLL)
+        return ''
+
+    async def _old_runs(self, state: str) -> bool:
+        """Does the VM run in the old QEMU?  Have it run if it may."""
+        # It goes on by itself, a moment after the migration has failed.
+        if state != 'completed' and await self._until(
+                self._runs, self._old, 1):
+            return True
+        if self._plan.transfer or state != 'completed':
+            with contextlib.suppress(MonitorError):
+                if self._plan.status == 'running':
+                    await self._old.ask('cont')
+                return await self._until(self._runs, self._old)
+        return False
+
+    @staticmethod
+    async def _until(condition: Any, monitor: Monitor,
+                     timeout: float = PATIENCE) -> bool:
+        """Wait for something that should be so in a moment."""
+        for _ in range(int(timeout / POLL)):
+            if await condition(monitor):
+                return True
+            await asyncio.sleep(POLL)
+        return False
+
+    async def _restore(self) -> None:
+        """Set the old QEMU's parameters to what they were."""
+        if not self._changed:
+            return
+        with contextlib.suppress(MonitorError):
+            await self._old.set_capabilities(**self._changed['capabilities'])
+            await self._old.ask('migrate-set-parameters',
+                                **self._changed['parameters'])
+
+    async def _end_new(self) -> None:
+        """End the new QEMU, which does not run the VM."""
+        for pid in find(self._plan.names.token):
+            with contextlib.suppress(Refused):
+                process = Process(pid)
+                process.kill()
+                await process.wait(PATIENCE)
+                process.close()
+        if self._child:
+            self._child.wait()
+
+    # It works
+
+    async def _take_place(self) -> None:
+        """The new QEMU takes the place of the old one."""
+        plan = self._plan
+        await self._note_pause()
+        plan.names.adopt_modes()
+        with contextlib.suppress(MonitorError):
+            await self._old.ask('quit')
+        if not await plan.process.wait(PATIENCE):
+            plan.process.kill()
+            if not await plan.process.wait(PATIENCE):
+                raise NeedsPerson(
+                    'the VM runs in the new QEMU, but the old one (process '
+                    f'{plan.process.pid}) does not end; end it, and type '
+                    'the same command again')
+        self._output.step('end', f'the old QEMU {plan.process.pid} has ended')
+        plan.names.publish()
+        self._output.step('names', 'the new QEMU has the names of its files')
+
+    async def _note_pause(self) -> None:
+        """When did the VM stop, and when did it go on?"""
+        times = []
+        for listener in self._stopped, self._resumed:
+            events = listener.clear()
+            if events:
+                stamp: Any = events[-1]['timestamp']
+                times.append(stamp['seconds'] + stamp['microseconds'] / 1e6)
+        if len(times) == 2:
+            self.facts['paused'] = times
