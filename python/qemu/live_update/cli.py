@@ -4,11 +4,12 @@ The command line of live-update
 """
 import argparse
 import asyncio
-import signal
 import sys
-from typing import List, Optional
+from typing import List, NoReturn, Optional
 
 from .error import Refused, UpdateError
+from .interruption import Interruption
+from .leftover import clear_up
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .plan import Plan
@@ -23,9 +24,17 @@ exit status:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """One for which wrong usage is no failed update."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Refused.exit, f'{self.prog}: {message}\n')
+
+
 def parse(arguments: List[str]) -> argparse.Namespace:
     """Take the arguments apart."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='live-update', usage='live-update --qmp SOCKET --binary QEMU '
         '[OPTION...] [-- COMMAND LINE OF THE VM]',
         description='Update the QEMU under a running VM.',
@@ -56,36 +65,27 @@ def parse(arguments: List[str]) -> argparse.Namespace:
 
 async def update(options: argparse.Namespace, output: Output) -> None:
     """Do what the user wants; raises UpdateError if it cannot be."""
+    interruption = Interruption(options.timeout)
+    if not options.dry_run and await clear_up(options.qmp, output):
+        return
     old = Monitor('the running QEMU', options.qmp)
     try:
         await old.connect()
         plan = Plan(old, options.binary, options.command, output)
-        await plan.check()
+        await interruption.guard(plan.check())
         if options.dry_run:
             output.plan(plan.command(), plan.describe())
             output.result('possible', 'the VM can be updated; nothing was '
                           'changed', exit=0, mode=plan.mode.name)
             return
-        await run(Update(plan, output), options.timeout, output)
+        work = Update(plan, interruption, output)
+        await work.run()
+        output.result('updated', 'the VM runs in the new QEMU '
+                      f'{work.facts["pid"]}', exit=0, **work.facts)
     except MonitorError as error:
         raise Refused(str(error)) from error
     finally:
         await old.close()
-
-
-async def run(work: Update, timeout: float, output: Output) -> None:
-    """Run an update, until somebody or the clock puts an end to it."""
-    loop = asyncio.get_running_loop()
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
-        loop.add_signal_handler(number, work.interrupt, 'interrupted')
-    clock = loop.call_later(
-        timeout, work.interrupt, f'it took more than {timeout:g} s')
-    try:
-        await work.run()
-    finally:
-        clock.cancel()
-    output.result('updated', 'the VM runs in the new QEMU '
-                  f'{work.facts["pid"]}', exit=0, **work.facts)
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -98,6 +98,3 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except UpdateError as error:
         output.result(error.status, str(error), exit=error.exit)
         return error.exit
-    except KeyboardInterrupt:
-        output.result('refused', 'interrupted', exit=1)
-        return 1

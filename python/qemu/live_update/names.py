@@ -8,12 +8,13 @@ has ended they are moved there.  Its command line keeps the private names; the
 next update takes the folder out of them.
 """
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Iterator, Set, Tuple
+from typing import Iterable, Iterator, Set, Tuple
 
 from .error import NeedsPerson, Refused
 
@@ -54,22 +55,44 @@ class Names:
         self._folders.add(result.parent)
         return str(result)
 
+    @classmethod
+    def of(cls, folder: Path, words: Iterable[str]) -> 'Names':
+        """
+        The names of a QEMU that an earlier update has started.
+
+        @param folder: one of the private folders
+        @param words: the command line of that QEMU
+        """
+        names = cls('/', (os.getuid(), os.getgid()))
+        names.token = folder.name
+        found = re.compile(f'(/[^,=:"]*/{re.escape(folder.name)})/')
+        names._folders = {folder, *(Path(path) for word in words
+                                    for path in found.findall(word))}
+        return names
+
     def create(self) -> None:
-        """Make the private folders."""
+        """Make the private folders, locked as long as this process lives."""
         for folder in self._folders:
             try:
                 folder.mkdir(mode=0o700)
                 os.chown(folder, *self._owner)
+                self.lock(folder)
             except OSError as error:
                 self.remove()
                 raise Refused(f"cannot make a folder in '{folder.parent}', "
                               'where a file of the VM is: '
                               f'{error.strerror}') from error
 
+    @staticmethod
+    def lock(folder: Path) -> None:
+        """Lock a folder; OSError: another process has."""
+        fcntl.flock(os.open(folder, os.O_RDONLY | os.O_CLOEXEC),
+                    fcntl.LOCK_EX | fcntl.LOCK_NB)
+
     def _files(self) -> Iterator[Tuple[Path, Path]]:
         """What the new QEMU has made, with the public names."""
         for folder in self._folders:
-            for file in list(folder.iterdir()):
+            for file in list(folder.iterdir()) if folder.exists() else []:
                 if file.name not in CHANNELS:
                     yield file, folder.parent / file.name
 

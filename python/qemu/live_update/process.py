@@ -201,3 +201,13 @@ class Process:
         finally:
             if output is not None:
                 os.close(output)
+
+
+async def end_all(argument: str, timeout: float = 10) -> None:
+    """Kill all processes that have this somewhere on their command line."""
+    for pid in find(argument):
+        with contextlib.suppress(Refused):
+            process = Process(pid)
+            process.kill()
+            await process.wait(timeout)
+            process.close()

@@ -16,14 +16,15 @@ from qemu.qmp import EventListener
 
 from .devices import devices, difference
 from .error import Failed, NeedsPerson, Refused, UpdateError
+from .interruption import Interruption
 from .memory import CPR, IGNORE_SHARED
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .plan import PARAMETER, Plan
-from .process import Process, find, is_listening
+from .process import end_all, is_listening
+from .succession import PATIENCE, take_place
 
 ENDS = 'completed', 'failed', 'cancelled'
-PATIENCE = 10           # seconds for what normally takes milliseconds
 POLL = 0.01             # seconds
 
 
@@ -37,10 +38,12 @@ class Update:
     """
     # pylint: disable=too-many-instance-attributes
 
-    def __init__(self, plan: Plan, output: Output) -> None:
+    def __init__(self, plan: Plan, interruption: Interruption,
+                 output: Output) -> None:
         self.facts: Dict[str, Any] = {
             'mode': plan.mode.name, 'old-pid': plan.process.pid}
         self._plan = plan
+        self._interruption = interruption
         self._output = output
         self._old = plan.monitor
         self._new = Monitor('the new QEMU', plan.new_monitor)
@@ -48,30 +51,20 @@ class Update:
         self._printed = b''
         self._sent = False
         self._changed: Dict[str, Dict[str, Any]] = {}
-        self._task: Optional['asyncio.Task[None]'] = None
-        self._why = ''
         self._stopped = EventListener(('STOP',))
         self._resumed = EventListener(('RESUME',))
-
-    def interrupt(self, why: str) -> None:
-        """End it, if the VM is not in the new QEMU yet; it runs on then."""
-        if self._task and not self._why:
-            self._why = why
-            self._task.cancel()
 
     async def run(self) -> None:
         """Do it; raises UpdateError unless the VM is in the new QEMU."""
         self._plan.names.create()
         try:
-            self._task = asyncio.create_task(self._move())
             try:
-                await self._task
+                await self._interruption.guard(self._move())
             except (UpdateError, MonitorError) as error:
                 await self._take_back(str(error))
-            except asyncio.CancelledError:
-                await self._take_back(self._why)
-            self._task = None
-            await self._take_place()
+            await self._note_pause()
+            await take_place(self._old, self._plan.process, self._plan.names,
+                             self._output)
         except (Refused, Failed):
             await self._end_new()
             self._plan.names.remove()
@@ -236,7 +229,6 @@ class Update:
 
         Returns if it is too late: then the new QEMU runs it.
         """
-        self._task = None
         if not self._sent:
             await self._restore()
             raise Refused(why)
@@ -302,34 +294,9 @@ class Update:
 
     async def _end_new(self) -> None:
         """End the new QEMU, which does not run the VM."""
-        for pid in find(self._plan.names.token):
-            with contextlib.suppress(Refused):
-                process = Process(pid)
-                process.kill()
-                await process.wait(PATIENCE)
-                process.close()
+        await end_all(self._plan.names.token)
         if self._child:
             self._child.wait()
-
-    # It works
-
-    async def _take_place(self) -> None:
-        """The new QEMU takes the place of the old one."""
-        plan = self._plan
-        await self._note_pause()
-        plan.names.adopt_modes()
-        with contextlib.suppress(MonitorError):
-            await self._old.ask('quit')
-        if not await plan.process.wait(PATIENCE):
-            plan.process.kill()
-            if not await plan.process.wait(PATIENCE):
-                raise NeedsPerson(
-                    'the VM runs in the new QEMU, but the old one (process '
-                    f'{plan.process.pid}) does not end; end it, and type '
-                    'the same command again')
-        self._output.step('end', f'the old QEMU {plan.process.pid} has ended')
-        plan.names.publish()
-        self._output.step('names', 'the new QEMU has the names of its files')
 
     async def _note_pause(self) -> None:
         """When did the VM stop, and when did it go on?"""

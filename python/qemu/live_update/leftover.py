@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+What an update that was killed has left
+
+The VM runs in the old QEMU, or in the new one, or it is on its way, since
+QEMUs need no help for that.  The next update completes the earlier one, or
+removes what is left of it.
+"""
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Optional
+
+from .error import NeedsPerson, Refused
+from .monitor import Monitor, MonitorError
+from .names import PREFIX, Names
+from .output import Output
+from .process import Process, end_all, find
+from .succession import PATIENCE, take_place
+
+UNDER_WAY = 'setup', 'active', 'device', 'cancelling', 'pre-switchover'
+
+
+async def clear_up(qmp: str, output: Output) -> bool:
+    """
+    Clear up; true: the VM is in the new QEMU of the earlier update.
+
+    @param qmp: the path of the VM's monitor
+    """
+    path = Path(qmp).absolute()
+    for folder in path.parent.glob(f'{PREFIX}*'):
+        try:
+            Names.lock(folder)
+        except OSError as error:
+            raise Refused(f"another update of the VM at '{qmp}' is under way: "
+                          'wait for its end') from error
+        if await _clear_up(path, folder, output):
+            return True
+    return False
+
+
+async def _connect(name: str, path: Path) -> Optional[Monitor]:
+    """Connect to a monitor that may not be there."""
+    monitor = Monitor(name, str(path))
+    try:
+        await monitor.connect()
+    except MonitorError:
+        return None
+    return monitor
+
+
+async def _clear_up(path: Path, folder: Path, output: Output) -> bool:
+    """The same, for the update that has made a folder."""
+    pids = find(folder.name)
+    words = Process(pids[0]).arguments if pids else []
+    names = Names.of(folder, words)
+    old = await _connect('the old QEMU', path)
+    if old and old.pid in pids:
+        # It was killed while it moved the names.
+        await old.close()
+        names.publish()
+        output.step('names', 'the QEMU of an earlier update has the names of '
+                    'its files')
+        return False
+    try:
+        new = await _connect('the new QEMU', folder / path.name)
+        try:
+            if new and await _has_moved(old, new):
+                output.step('earlier', 'an earlier update has brought the VM '
+                            'to a new QEMU')
+                if old:
+                    await take_place(old, Process(old.pid), names, output)
+                else:
+                    names.publish()
+                output.result('updated', 'the VM runs in the new QEMU '
+                              f'{new.pid}', exit=0, pid=new.pid)
+                return True
+        finally:
+            if new:
+                await new.close()
+        await end_all(folder.name)
+        names.remove()
+        await _run_on(old)
+        output.step('earlier', 'what an earlier update has left was removed')
+        return False
+    finally:
+        if old:
+            await old.close()
+
+
+async def _has_moved(old: Optional[Monitor], new: Monitor) -> bool:
+    """Is the VM in the new QEMU?  It may be on its way."""
+    for _ in range(PATIENCE * 100):
+        with contextlib.suppress(MonitorError):
+            if not old or (await old.migration()).get(
+                    'status') not in UNDER_WAY:
+                return await new.status() != 'inmigrate'
+        await asyncio.sleep(0.01)
+    raise NeedsPerson('an earlier update has begun a migration that does not '
+                      'come to its end: use "migrate_cancel"')
+
+
+async def _run_on(old: Optional[Monitor]) -> None:
+    """Have the old QEMU run a VM that was about to be moved."""
+    if not old or await old.status() != 'postmigrate':
+        return
+    try:
+        await old.ask('cont')
+    except MonitorError as error:
+        raise NeedsPerson('an earlier update has moved the VM to a new QEMU, '
+                          f'which has ended: {error}') from error
