@@ -13,6 +13,7 @@ from .leftover import clear_up
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .plan import Plan
+from .record import Record
 from .update import Update
 
 EXIT_STATUS = """
@@ -66,8 +67,24 @@ def parse(arguments: List[str]) -> argparse.Namespace:
 async def update(options: argparse.Namespace, output: Output) -> None:
     """Do what the user wants; raises UpdateError if it cannot be."""
     interruption = Interruption(options.timeout)
-    if not options.dry_run and await clear_up(options.qmp, output):
-        return
+    record = None
+    try:
+        if options.report:
+            record = Record(options.report, output)
+        if options.dry_run or not await clear_up(options.qmp, output):
+            await update_running(options, interruption, record, output)
+    except MonitorError as error:
+        output.fail(Refused(str(error)))
+    except UpdateError as error:
+        output.fail(error)
+    if record:
+        record.write()
+
+
+async def update_running(options: argparse.Namespace,
+                         interruption: Interruption, record: Optional[Record],
+                         output: Output) -> None:
+    """The same, when nothing of an earlier update is left."""
     old = Monitor('the running QEMU', options.qmp)
     try:
         await old.connect()
@@ -76,14 +93,16 @@ async def update(options: argparse.Namespace, output: Output) -> None:
         if options.dry_run:
             output.plan(plan.command(), plan.describe())
             output.result('possible', 'the VM can be updated; nothing was '
-                          'changed', exit=0, mode=plan.mode.name)
+                          'changed', mode=plan.mode.name)
             return
-        work = Update(plan, interruption, output)
+        if record:
+            await interruption.guard(record.begin(plan))
+        work = Update(plan, interruption, record, output)
         await work.run()
+        if record:
+            await record.end(work.facts)
         output.result('updated', 'the VM runs in the new QEMU '
-                      f'{work.facts["pid"]}', exit=0, **work.facts)
-    except MonitorError as error:
-        raise Refused(str(error)) from error
+                      f'{work.facts["pid"]}', **work.facts)
     finally:
         await old.close()
 
@@ -92,9 +111,5 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Update a VM; returns the exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     output = Output(options.json)
-    try:
-        asyncio.run(update(options, output))
-        return 0
-    except UpdateError as error:
-        output.result(error.status, str(error), exit=error.exit)
-        return error.exit
+    asyncio.run(update(options, output))
+    return output.exit

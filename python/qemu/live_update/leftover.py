@@ -73,7 +73,7 @@ async def _clear_up(path: Path, folder: Path, output: Output) -> bool:
                 else:
                     names.publish()
                 output.result('updated', 'the VM runs in the new QEMU '
-                              f'{new.pid}', exit=0, pid=new.pid)
+                              f'{new.pid}', pid=new.pid)
                 return True
         finally:
             if new:

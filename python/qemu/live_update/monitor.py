@@ -89,7 +89,7 @@ class Monitor:
     async def version(self) -> str:
         """The version of QEMU."""
         number = (await self.ask('query-version'))['qemu']
-        return '{major}.{minor}.{micro}'.format(**number)
+        return f'{number["major"]}.{number["minor"]}.{number["micro"]}'
 
     async def status(self) -> str:
         """The run state of the VM."""

@@ -8,6 +8,8 @@ import textwrap
 import time
 from typing import Any, Dict, List
 
+from .error import UpdateError
+
 WIDTH = 80
 COLOURS = {'ok': '32', 'warning': '33', 'refused': '31', 'updated': '1;32',
            'failed': '1;31', 'attention': '1;31', 'possible': '1;32'}
@@ -18,11 +20,13 @@ class Output:
     Tells the user of each event, and remembers it.
 
     events: all of them, in order, as they are in JSON
+    exit: the exit status that the result stands for
 
     @param as_json: for programs
     """
     def __init__(self, as_json: bool) -> None:
         self.events: List[Dict[str, Any]] = []
+        self.exit = 0
         self._json = as_json
         self._start = time.time()
         self._colours = sys.stdout.isatty()
@@ -42,10 +46,16 @@ class Output:
         """What would be done; the command starts the new QEMU."""
         self._tell({'event': 'plan', 'command': command}, 'plan', text)
 
-    def result(self, status: str, message: str, **more: object) -> None:
+    def result(self, status: str, message: str, exit_status: int = 0,
+               **more: object) -> None:
         """How it ended."""
+        self.exit = exit_status
         self._tell({'event': 'result', 'status': status, 'message': message,
-                    **more}, f'{status:8}', message, status)
+                    'exit': exit_status, **more}, f'{status:8}', message, status)
+
+    def fail(self, error: UpdateError) -> None:
+        """It ended other than well."""
+        self.result(error.status, str(error), error.exit)
 
     def _tell(self, event: Dict[str, Any], head: str, text: str,
               colour: str = '') -> None:

@@ -224,4 +224,3 @@ class Plan:
                 (' and backend-transfer' if self.transfer else '') +
                 ', end the old QEMU, and give the new one the names of its '
                 'files: ' + shlex.join(self.command()))
-

@@ -22,6 +22,7 @@ from .monitor import Monitor, MonitorError
 from .output import Output
 from .plan import PARAMETER, Plan
 from .process import end_all, is_listening
+from .record import Record
 from .succession import PATIENCE, take_place
 
 ENDS = 'completed', 'failed', 'cancelled'
@@ -35,15 +36,17 @@ class Update:
     facts: what is known when it has been done, for the user
 
     @param plan: what to do; it was found to be possible
+    @param record: is told when the VM has arrived
     """
     # pylint: disable=too-many-instance-attributes
 
     def __init__(self, plan: Plan, interruption: Interruption,
-                 output: Output) -> None:
+                 record: Optional[Record], output: Output) -> None:
         self.facts: Dict[str, Any] = {
             'mode': plan.mode.name, 'old-pid': plan.process.pid}
         self._plan = plan
         self._interruption = interruption
+        self._record = record
         self._output = output
         self._old = plan.monitor
         self._new = Monitor('the new QEMU', plan.new_monitor)
@@ -63,6 +66,8 @@ class Update:
             except (UpdateError, MonitorError) as error:
                 await self._take_back(str(error))
             await self._note_pause()
+            if self._record:
+                await self._record.arrived(self._new)
             await take_place(self._old, self._plan.process, self._plan.names,
                              self._output)
         except (Refused, Failed):
