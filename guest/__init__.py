@@ -27,3 +27,4 @@ def existing(path: Path, remedy: str) -> Path:
 
 
 sys.path.insert(0, str(existing(OBJ.parent / 'src/python', 'run ./run build')))
+sys.path.insert(0, str(ROOT / 'python'))

@@ -5,13 +5,13 @@ The devices that a VM has now, which its command line may not tell
 Devices come and go while a VM runs.  The new QEMU has to be given those that
 are there, with all that they were given.
 """
+import contextlib
 import json
-import re
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from .cmdline import CommandLine, Option
 from .error import Refused
-from .monitor import Monitor
+from .monitor import Monitor, MonitorError
 
 NAMED = '/machine/peripheral'
 UNNAMED = '/machine/peripheral-anon'
@@ -19,8 +19,6 @@ UNNAMED = '/machine/peripheral-anon'
 LINKS = {'drive': ('drive', 'blockdev'), 'netdev': ('netdev', 'nic'),
          'memdev': ('object',), 'iothread': ('object',),
          'chardev': ('chardev',)}
-# The types of properties that a user may set, if they have no default.
-SIMPLE = 'str|bool|size|u?int(8|16|32|64)?'
 
 
 class Device(NamedTuple):
@@ -124,14 +122,33 @@ class Catalog:
             self.changes.append(f"'{ready.name}' was plugged")
         self._options.extend(self._new)
 
+    async def _cpu(self, device: Device) -> Optional[Dict[str, Any]]:
+        """
+        What a processor was given: its place; None: it is no processor.
+
+        The rest it has from the option -cpu.
+        """
+        with contextlib.suppress(MonitorError):
+            for place in await self._monitor.ask(
+                    'query-hotpluggable-cpus'):
+                if place.get('qom-path') == device.path:
+                    return {'driver': device.driver, 'id': device.name,
+                            **place['props']}
+        return None
+
     async def _add_device(self, device: Device) -> None:
+        self._new.append(Option('device', json.dumps(
+            await self._cpu(device) or await self._given(device))))
+
+    async def _given(self, device: Device) -> Dict[str, Any]:
+        """What a device was given."""
         known = await self._monitor.properties(device.driver)
         words: Dict[str, Any] = {'driver': device.driver, 'id': device.name}
         if device.bus:
             words['bus'] = device.bus
         for name, item in (known or {}).items():
             if 'default-value' not in item and name not in LINKS and \
-                    not re.fullmatch(SIMPLE, item['type']):
+                    item['type'] != 'str' and name != 'bootindex':
                 continue        # what it is, not what it was given
             value = await self._monitor.get(device.path, name)
             if value in (None, '', []) or value == item.get('default-value'):
@@ -140,7 +157,7 @@ class Catalog:
                 value = str(value).rpartition('/')[2]
                 await self._need(device, name, value)
             words[name] = value
-        self._new.append(Option('device', json.dumps(words)))
+        return words
 
     async def _need(self, device: Device, link: str, name: str) -> None:
         """See to it that what a device needs is there before it."""

@@ -13,7 +13,7 @@ from typing import Optional
 
 from .error import NeedsPerson, Refused
 from .monitor import Monitor, MonitorError
-from .names import PREFIX, Names
+from .names import OLD, PREFIX, Names
 from .output import Output
 from .process import Process, end_all, find
 from .succession import PATIENCE, take_place
@@ -52,40 +52,34 @@ async def _connect(name: str, path: Path) -> Optional[Monitor]:
 async def _clear_up(path: Path, folder: Path, output: Output) -> bool:
     """The same, for the update that has made a folder."""
     pids = find(folder.name)
-    words = Process(pids[0]).arguments if pids else []
-    names = Names.of(folder, words)
-    old = await _connect('the old QEMU', path)
-    if old and old.pid in pids:
-        # It was killed while it moved the names.
-        await old.close()
-        names.publish()
-        output.step('names', 'the QEMU of an earlier update has the names of '
-                    'its files')
-        return False
+    names = Names.of(folder, Process(pids[0]).arguments if pids else [])
+    # The monitor's name is that of either QEMU.
+    first = await _connect('the QEMU of this name', path)
+    second = await _connect('the new QEMU', folder / path.name)
     try:
-        new = await _connect('the new QEMU', folder / path.name)
-        try:
-            if new and await _has_moved(old, new):
-                output.step('earlier', 'an earlier update has brought the VM '
-                            'to a new QEMU')
-                if old:
-                    await take_place(old, Process(old.pid), names, output)
-                else:
-                    names.publish()
-                output.result('updated', 'the VM runs in the new QEMU '
-                              f'{new.pid}', pid=new.pid)
-                return True
-        finally:
-            if new:
-                await new.close()
+        new = first if first and first.pid in pids else second
+        old = None if first is new else first
+        if new and await _has_moved(old, new):
+            output.step('earlier', 'an earlier update has brought the VM to '
+                        'a new QEMU')
+            process = Process.again((folder / OLD).read_text('ascii'))
+            if process:
+                await take_place(process, names, output)
+            else:
+                names.publish()
+                names.remove()
+            output.result('updated', 'the VM runs in the new QEMU '
+                          f'{new.pid}', pid=new.pid)
+            return True
         await end_all(folder.name)
         names.remove()
         await _run_on(old)
         output.step('earlier', 'what an earlier update has left was removed')
         return False
     finally:
-        if old:
-            await old.close()
+        for monitor in first, second:
+            if monitor:
+                await monitor.close()
 
 
 async def _has_moved(old: Optional[Monitor], new: Monitor) -> bool:

@@ -3,9 +3,9 @@
 Names of files that the old and the new QEMU both make: sockets, a pid file
 
 Both have them while one runs the VM.  So the new QEMU makes its files in
-private folders, beside the names that everybody knows, and when the old one
-has ended they are moved there.  Its command line keeps the private names; the
-next update takes the folder out of them.
+private folders, beside the names that everybody knows, and when it runs the VM
+they are moved there.  Its command line keeps the private names; the next
+update takes the folder out of them.
 """
 import contextlib
 import fcntl
@@ -20,6 +20,7 @@ from .error import NeedsPerson, Refused
 
 PREFIX = '.live-update-'
 CHANNELS = 'cpr', 'migration'
+OLD = 'old'             # says which process the old QEMU is
 LONGEST = 107           # bytes in the path of a UNIX socket
 
 
@@ -70,13 +71,18 @@ class Names:
                                     for path in found.findall(word))}
         return names
 
-    def create(self) -> None:
-        """Make the private folders, locked as long as this process lives."""
+    def create(self, old: str) -> None:
+        """
+        Make the private folders, locked as long as this process lives.
+
+        @param old: identity of the process of the old QEMU
+        """
         for folder in self._folders:
             try:
                 folder.mkdir(mode=0o700)
                 os.chown(folder, *self._owner)
                 self.lock(folder)
+                (folder / OLD).write_text(old, 'ascii')
             except OSError as error:
                 self.remove()
                 raise Refused(f"cannot make a folder in '{folder.parent}', "
@@ -93,28 +99,27 @@ class Names:
         """What the new QEMU has made, with the public names."""
         for folder in self._folders:
             for file in list(folder.iterdir()) if folder.exists() else []:
-                if file.name not in CHANNELS:
+                if file.name not in (*CHANNELS, OLD):
                     yield file, folder.parent / file.name
 
-    def adopt_modes(self) -> None:
-        """Let those use the new QEMU's files that may use the old one's."""
+    def publish(self) -> None:
+        """
+        Give the new QEMU's files their names.
+
+        Who may use a file stays as it was.
+        """
         for file, name in self._files():
             with contextlib.suppress(OSError):
                 old = name.stat()
                 os.chown(file, old.st_uid, old.st_gid)
                 os.chmod(file, stat.S_IMODE(old.st_mode))
-
-    def publish(self) -> None:
-        """Give the new QEMU's files their names; the old one has ended."""
-        for file, name in self._files():
             try:
                 file.replace(name)
             except OSError as error:
                 raise NeedsPerson(
                     f"the VM runs in the new QEMU, but its file '{file}' "
                     f"cannot be moved to '{name}': {error.strerror}; move it "
-                    'there') from error
-        self.remove()
+                    'there, and end the old QEMU') from error
 
     def remove(self) -> None:
         """Remove the private folders with what is left in them."""

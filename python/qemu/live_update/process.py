@@ -65,6 +65,21 @@ class Process:
                           'run this as root or as the user of the VM'
                           ) from error
 
+    @classmethod
+    def again(cls, identity: str) -> 'Optional[Process]':
+        """The process of an identity, if it is still there."""
+        with contextlib.suppress(Refused, OSError, ValueError):
+            process = cls(int(identity.split()[0]))
+            if process.identity == identity:
+                return process
+        return None
+
+    @property
+    def identity(self) -> str:
+        """Tells it from others, also from those that get its number later."""
+        started = self._read('stat').rpartition(')')[2].split()[19]
+        return f'{self.pid} {started}'
+
     def close(self) -> None:
         """Give up the file descriptor that stands for it."""
         os.close(self._fd)

@@ -80,11 +80,17 @@ class Record:
         self._begin = self._begin or time.time()
         await asyncio.sleep(BEFORE_AND_AFTER)
 
-    async def arrived(self, new: Monitor) -> None:
+    async def expect(self, new: Monitor) -> None:
+        """The VM is going to move: find where its rings will be."""
+        if self._watch and self._copied:
+            with contextlib.suppress(NotWatchable):
+                self._rings = await locate(new.qmp, self._rings)
+
+    def arrived(self, new: Monitor) -> None:
         """The VM runs in the new QEMU."""
         if self._watch and self._copied:
             with contextlib.suppress(NotWatchable):
-                self._watch.move(new.pid, await locate(new.qmp, self._rings))
+                self._watch.move(new.pid, self._rings)
 
     async def end(self, facts: Dict[str, Any]) -> None:
         """Watch a little longer, and find out what the guest has seen."""

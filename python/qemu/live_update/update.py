@@ -59,16 +59,16 @@ class Update:
 
     async def run(self) -> None:
         """Do it; raises UpdateError unless the VM is in the new QEMU."""
-        self._plan.names.create()
+        self._plan.names.create(self._plan.process.identity)
         try:
             try:
                 await self._interruption.guard(self._move())
             except (UpdateError, MonitorError) as error:
                 await self._take_back(str(error))
-            await self._note_pause()
             if self._record:
-                await self._record.arrived(self._new)
-            await take_place(self._old, self._plan.process, self._plan.names,
+                self._record.arrived(self._new)
+            await self._note_pause()
+            await take_place(self._plan.process, self._plan.names,
                              self._output)
         except (Refused, Failed):
             await self._end_new()
@@ -133,6 +133,8 @@ class Update:
                 self._check_child()
             raise
         self.facts['pid'] = self._new.pid
+        if self._record:
+            await self._record.expect(self._new)
         problem = difference(self._plan.devices, await devices(self._new))
         if problem:
             raise Refused(f'the new QEMU {problem}; give the command line '
