@@ -16,6 +16,9 @@ from .error import Refused
 # Options whose value is a chardev in the short form: "unix:PATH,server=on".
 CHARDEV_OPTIONS = {'serial', 'parallel', 'monitor', 'qmp', 'qmp-pretty',
                    'debugcon', 'gdb'}
+# Options by which QEMU opens files.
+OPENING_OPTIONS = CHARDEV_OPTIONS | {
+    'chardev', 'netdev', 'nic', 'device', 'object', 'drive', 'blockdev'}
 # What cannot be had twice, or cannot be seen from outside.
 REFUSED_OPTIONS = {
     'snapshot': 'what the guest writes is in temporary files that only the '
@@ -137,9 +140,10 @@ class CommandLine(List[Option]):
                     f"'{whole}' uses the terminal of the old QEMU, which two "
                     'QEMUs cannot share; start the VM with a UNIX socket in '
                     'its place')
-            if any(re.fullmatch('(vhost)?fds?', key) or
-                   '/dev/fdset/' in str(value)
-                   for key, value in option.keys().items()):
+            if option.name in OPENING_OPTIONS and any(
+                    re.fullmatch('(vhost)?fds?', key) or
+                    '/dev/fdset/' in str(value)
+                    for key, value in option.keys().items()):
                 raise Refused(
                     f"'{whole}' uses a file descriptor that was given to the "
                     'old QEMU; give the command line anew after "--", '
@@ -206,8 +210,8 @@ class CommandLine(List[Option]):
                     option.value.startswith('file:'):
                 name = f'{option.name}-file-{number}'
                 result.append(Option('chardev').with_parts(
-                    ['file', f'id={name}', 'append=on',
-                     'path=' + option.value[len('file:'):]]))
+                    ['file', f'id={name}',
+                     'path=' + option.value[len('file:'):], 'append=on']))
                 option = option._replace(value=f'chardev:{name}')
             elif option.name == 'chardev':
                 if keys.get('') == 'file' and 'path' in keys:

@@ -102,6 +102,11 @@ class Plan:
         options = CommandLine.parse(arguments)
         options.drop('S', 'incoming', 'loadvm')
         options.check()
+        service = self.process.service()
+        if service and not any(options.named('pidfile')):
+            raise Refused(f"the VM is the main process of '{service}': "
+                          'systemd would end both QEMUs with the old one; '
+                          'use Type=forking, PIDFile= and -pidfile')
         machine = str(await self.monitor.get('/machine', 'type'))
         options.set_machine(machine[:-len('-machine')])
         self.devices = await devices(self.monitor)

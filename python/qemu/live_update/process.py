@@ -47,6 +47,12 @@ def find(argument: str) -> List[int]:
     return found
 
 
+def service_of(cgroups: str) -> str:
+    """The systemd service, or '', in what the kernel says of control groups."""
+    units = {line.rpartition('/')[2] for line in cgroups.splitlines()}
+    return next((unit for unit in units if unit.endswith('.service')), '')
+
+
 class Process:
     """
     A process, which may end at any time.
@@ -116,6 +122,14 @@ class Process:
         return {name: [int(word) for word in value.split()]
                 for name, _, value in lines
                 if name in ('Uid', 'Gid', 'Groups')}
+
+    def service(self) -> str:
+        """The systemd service that ends when this process ends, or ''."""
+        parent = self._read('stat').rpartition(')')[2].split()[1]
+        with contextlib.suppress(OSError):
+            if Path(f'/proc/{parent}/comm').read_text('utf-8') == 'systemd\n':
+                return service_of(self._read('cgroup'))
+        return ''
 
     def shares_namespaces(self) -> bool:
         """Does it see the same files and networks as we do?"""

@@ -21,7 +21,7 @@ from .memory import CPR, IGNORE_SHARED
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .plan import PARAMETER, Plan
-from .process import end_all, is_listening
+from .process import end_all, find, is_listening
 from .record import Record
 from .succession import PATIENCE, take_place
 
@@ -115,8 +115,9 @@ class Update:
     def _check_child(self) -> None:
         """Raises why the new QEMU has ended, if it has."""
         assert self._child
-        # One that daemonizes ends, well, when it is ready.
-        if self._child.poll():
+        # One that daemonizes leaves the work to another process.
+        if self._child.poll() or self._child.returncode == 0 and \
+                not find(self._plan.names.token):
             said = self._printed.decode(errors='replace').strip()
             raise Refused('the new QEMU does not start: ' + (
                 said or f'it ends with status {self._child.returncode}; its '
@@ -303,6 +304,8 @@ class Update:
         """End the new QEMU, which does not run the VM."""
         await end_all(self._plan.names.token)
         if self._child:
+            # It may be a script that runs something else.
+            self._child.kill()
             self._child.wait()
 
     async def _note_pause(self) -> None:
