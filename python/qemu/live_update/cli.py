@@ -101,7 +101,7 @@ async def update_running(options: argparse.Namespace,
         await work.run()
         if record:
             await record.end(work.facts)
-        output.result('updated', 'the VM runs in the new QEMU '
+        output.result('updated', 'the VM runs in the new QEMU, process '
                       f'{work.facts["pid"]}', **work.facts)
     finally:
         await old.close()

@@ -53,9 +53,10 @@ class Monitor:
             await asyncio.wait_for(self.qmp.connect(client), ANSWER)
         except asyncio.TimeoutError:
             raise MonitorError(
-                f"the monitor of {self.name} at '{self.path}' does not "
-                'answer; it serves one client at a time: end the other one, '
-                'or name a monitor that is free') from None
+                f'the monitor of {self.name} does not answer' + (
+                    '; it serves one client at a time: end the other one, or '
+                    'name a monitor that is free' if self.path else '')
+                ) from None
         except (OSError, EOFError, QMPError) as error:
             raise MonitorError(f'the monitor of {self.name} does not speak '
                                f'QMP: {error}') from error

@@ -3,6 +3,7 @@
 What the user is told: lines of text, or a JSON object per line
 """
 import json
+import shlex
 import sys
 import textwrap
 import time
@@ -44,7 +45,14 @@ class Output:
 
     def plan(self, command: List[str], text: str) -> None:
         """What would be done; the command starts the new QEMU."""
-        self._tell({'event': 'plan', 'command': command}, 'plan', text)
+        self._tell({'event': 'plan', 'command': command, 'message': text},
+                   'plan', text)
+        if not self._json:
+            # To be copied: an option a line.
+            print('\n  ' + ''.join(
+                (' \\\n    ' if word.startswith('-') else ' ' * bool(number)) +
+                shlex.quote(word) for number, word in enumerate(command)),
+                end='\n\n', flush=True)
 
     def result(self, status: str, message: str, exit_status: int = 0,
                **more: object) -> None:

@@ -5,7 +5,6 @@ What has to be done for an update, and whether it can be, before it is begun
 Nothing here changes the VM or its QEMU.
 """
 import os
-import shlex
 from pathlib import Path
 from typing import Awaitable, Dict, List, Optional, Sequence
 
@@ -22,6 +21,8 @@ from .process import Process
 PARAMETER = PROPERTY = 'backend-transfer'
 # In these states a VM can be moved, and goes on in the new QEMU as it was.
 STATES = 'running', 'paused'
+# Networks whose device serves one process.
+EXCLUSIVE_NETWORKS = 'tap', 'bridge', 'vhost-vdpa', 'af-xdp', 'netmap'
 
 
 class Plan:
@@ -116,6 +117,7 @@ class Plan:
             for change in catalog.changes:
                 self._output.check('command', 'ok', f'{change} since the VM '
                                    'was started: the command line follows')
+        self._check_networks(options)
         options.keep_files()
         options.rename(self.names.private, {
             str(option.keys().get('chardev'))
@@ -123,6 +125,21 @@ class Plan:
             if 'vhost-user' in option.value})
         self.options = options
         self._find_monitor()
+
+    def _check_networks(self, options: CommandLine) -> None:
+        for option in options.named('netdev', 'nic', 'net'):
+            keys = option.keys()
+            kind = str(keys.get('', keys.get('type')))
+            if kind in EXCLUSIVE_NETWORKS:
+                raise Refused(
+                    f"'{' '.join(option.words())}' cannot be opened by the "
+                    'new QEMU while the old one has it; unplug the network '
+                    'card and delete its netdev, and plug them again after '
+                    'the update')
+            if kind == 'user':
+                self._output.check(
+                    'network', 'warning', f"'{' '.join(option.words())}': "
+                    'connections of the guest over it will end')
 
     def _find_monitor(self) -> None:
         wanted = os.path.abspath(self.monitor.path)
@@ -225,7 +242,7 @@ class Plan:
 
     def describe(self) -> str:
         """What would be done, in words."""
-        return (f'start the new QEMU, migrate with {self.mode.name}' +
+        return (f'migrate with {self.mode.name}' +
                 (' and backend-transfer' if self.transfer else '') +
-                ', end the old QEMU, and give the new one the names of its '
-                'files: ' + shlex.join(self.command()))
+                ' to a new QEMU; give it the names of the VM\'s files, and '
+                'end the old one')

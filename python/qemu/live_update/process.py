@@ -193,9 +193,12 @@ class Process:
 
         @param as_user: start it as the same user, too
         """
-        limits = {kind: resource.prlimit(self.pid, kind)
-                  for name, kind in vars(resource).items()
-                  if name.startswith('RLIMIT_')}
+        limits = {}
+        # To look at another user's takes a capability that we may not have.
+        with contextlib.suppress(PermissionError):
+            limits = {kind: resource.prlimit(self.pid, kind)
+                      for name, kind in vars(resource).items()
+                      if name.startswith('RLIMIT_')}
         processors = os.sched_getaffinity(self.pid)
         cgroup = self.cgroup()
         users = self.users
@@ -234,9 +237,16 @@ class Process:
 
 async def end_all(argument: str, timeout: float = 10) -> None:
     """Kill all processes that have this somewhere on their command line."""
-    for pid in find(argument):
-        with contextlib.suppress(Refused):
-            process = Process(pid)
-            process.kill()
-            await process.wait(timeout)
-            process.close()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    # Again and again: one of them may just have forked.
+    while loop.time() < deadline:
+        pids = find(argument)
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(Refused):
+                process = Process(pid)
+                process.kill()
+                await process.wait(timeout)
+                process.close()

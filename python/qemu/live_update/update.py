@@ -302,11 +302,11 @@ class Update:
 
     async def _end_new(self) -> None:
         """End the new QEMU, which does not run the VM."""
-        await end_all(self._plan.names.token)
         if self._child:
             # It may be a script that runs something else.
             self._child.kill()
             self._child.wait()
+        await end_all(self._plan.names.token)
 
     async def _note_pause(self) -> None:
         """When did the VM stop, and when did it go on?"""
