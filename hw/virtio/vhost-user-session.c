@@ -149,13 +149,18 @@ static int *ring_file(SessionRing *ring, unsigned request)
 
 /* Memory */
 
+static bool same_addresses(const SessionRegion *region, const WireRegion *wire)
+{
+    return region->guest_addr == wire->guest_addr &&
+           region->size == wire->size;
+}
+
 static bool same_place(const SessionRegion *region, const WireRegion *wire,
                        int fd)
 {
     struct stat st;
 
-    return region->guest_addr == wire->guest_addr &&
-           region->size == wire->size &&
+    return same_addresses(region, wire) &&
            region->offset == wire->offset &&
            !fstat(fd, &st) &&
            region->dev == st.st_dev && region->ino == st.st_ino;
@@ -192,14 +197,12 @@ static uint64_t name_of(VhostUserSession *s, uint64_t addr)
 }
 
 /*
- * A name for a new region: our address, unless an older region has that name.
+ * A name for a new region: @name, unless an older region has that name.
  * Back-ends look names up in ranges, which therefore must not overlap.
  */
 static uint64_t free_name(const SessionRegion *region, unsigned n,
-                          uint64_t local, uint64_t size)
+                          uint64_t name, uint64_t size)
 {
-    uint64_t name = local;
-
     for (unsigned i = 0; i < n; i++) {
         if (ranges_overlap(name, size, region[i].name, region[i].size)) {
             name = ROUND_UP(region[i].name + region[i].size,
@@ -242,14 +245,26 @@ static void remove_region(VhostUserSession *s, SessionRegion *region)
 }
 
 /*
- * A whole new table: regions that rings use go on under their names, others
+ * Does a region of a new table inherit the name of an old one?  It does while
+ * rings use that, and when it takes the place of one of another QEMU, since
+ * libvhost-user before QEMU 9.0 looks up the addresses of stopped rings, too.
+ */
+static bool inherits(const SessionRegion *old, const WireRegion *wire, int fd,
+                     bool rings_run)
+{
+    return old->mapped ? rings_run && same_place(old, wire, fd) :
+                         same_addresses(old, wire);
+}
+
+/*
+ * A whole new table: some regions go on under the names that they have, others
  * get our addresses as names.
  */
 static void set_table(VhostUserSession *s, WireMessage *msg, const int *fds)
 {
     g_autofree SessionRegion *old = s->region;
     unsigned nold = s->nregions;
-    bool keep = any_ring_runs(s);
+    bool rings_run = any_ring_runs(s);
     unsigned n = MIN(msg->table.n, TABLE_REGIONS);
 
     s->region = NULL;
@@ -262,8 +277,9 @@ static void set_table(VhostUserSession *s, WireMessage *msg, const int *fds)
             uint64_t local = wire->user_addr;
             const SessionRegion *same = NULL;
 
-            for (unsigned j = 0; keep && j < nold && !same; j++) {
-                same = same_place(&old[j], wire, fds[i]) ? &old[j] : NULL;
+            for (unsigned j = 0; j < nold && !same; j++) {
+                same = inherits(&old[j], wire, fds[i], rings_run) ? &old[j] :
+                                                                    NULL;
             }
             if ((same ? 0 : 1) != pass) {
                 continue;
@@ -1134,7 +1150,7 @@ static bool named_memory(const VhostUserSession *s)
             return true;
         }
     }
-    return find_pending(s, ADD_MEM_REG, 0);
+    return false;
 }
 
 /* A device that begins anew says nothing of regions that are gone. */
@@ -1176,6 +1192,58 @@ static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
     return true;
 }
 
+/*
+ * If nothing stays of the memory that the back-end has, and no ring runs,
+ * give it all regions at once.  That is less to say, and libvhost-user before
+ * QEMU 9.0 fails if a single region comes while it has none that a ring is in,
+ * stopped as it may be.
+ */
+static void turn_regions_into_table(VhostUserSession *s)
+{
+    HeldMessage *table;
+    unsigned n = 0;
+
+    for (GList *l = s->pending.head; l; l = l->next) {
+        const HeldMessage *held = l->data;
+
+        if (held->msg->request == ADD_MEM_REG && held->nfds == 1) {
+            n++;
+        } else if (held->msg->request == ADD_MEM_REG ||
+                   held->msg->request == REM_MEM_REG) {
+            return;
+        }
+    }
+    if (!n || n > TABLE_REGIONS || !s->nregions || named_memory(s) ||
+        any_ring_runs(s)) {
+        return;
+    }
+
+    table = g_new0(HeldMessage, 1);
+    table->msg = g_new0(WireMessage, 1);
+    *table->msg = (WireMessage) {
+        .request = SET_MEM_TABLE,
+        .flags = FLAGS_VERSION,
+        .size = offsetof(WireMessage, table.region[n]) - WIRE_HEADER,
+        .table.n = n,
+    };
+    if (has_protocol_feature(s, VHOST_USER_PROTOCOL_F_REPLY_ACK)) {
+        table->msg->flags |= FLAGS_NEED_REPLY;
+    }
+    for (GList *l = s->pending.head, *next; l; l = next) {
+        HeldMessage *held = l->data;
+
+        next = l->next;
+        if (held->msg->request == ADD_MEM_REG) {
+            table->msg->table.region[table->nfds] = held->msg->slot.region;
+            table->fds[table->nfds++] = held->fds[0];
+            held->nfds = 0;
+            held_message_free(held);
+            g_queue_delete_link(&s->pending, l);
+        }
+    }
+    g_queue_push_head(&s->pending, table);
+}
+
 static bool send_pending(VhostUserSession *s, int *sent, Error **errp)
 {
     HeldMessage *held;
@@ -1191,6 +1259,16 @@ static bool send_pending(VhostUserSession *s, int *sent, Error **errp)
         if (!ok) {
             return false;
         }
+    }
+    return true;
+}
+
+static bool make_room_for_pending(VhostUserSession *s, int *sent,
+                                  Error **errp)
+{
+    turn_regions_into_table(s);
+    if (named_memory(s) || find_pending(s, ADD_MEM_REG, 0)) {
+        return remove_lost_regions(s, sent, errp);
     }
     return true;
 }
@@ -1219,7 +1297,7 @@ int vhost_user_session_commit(VhostUserSession *s, Error **errp)
     drop_overridden(s);
     match_table(s);
     ok = stop_changed_rings(s, &sent, errp) &&
-         (!named_memory(s) || remove_lost_regions(s, &sent, errp)) &&
+         make_room_for_pending(s, &sent, errp) &&
          send_pending(s, &sent, errp);
     end_hold(s);
     trace_vhost_user_session_commit(s, ok ? sent : -1);

@@ -134,6 +134,18 @@ static void check_memory(Backend *b)
     }
 }
 
+static void look_up_rings(const Backend *b)
+{
+    for (unsigned i = 0; i < MAX_RINGS; i++) {
+        for (int j = 0; b->looks_up_rings && b->ring[i].addr[0] && j < 3;
+             j++) {
+            uint64_t ino, place;
+
+            resolve(b, b->ring[i].addr[j], &ino, &place);
+        }
+    }
+}
+
 static void add_region(Backend *b, const MsgRegion *wire, int fd)
 {
     g_assert_cmpuint(b->nregions, <, MAX_SLOTS);
@@ -223,9 +235,6 @@ static void check_negotiated(const Backend *b, const Msg *msg)
     uint64_t need = 0;
 
     switch (msg->request) {
-    case MSG_SET_MEM_TABLE:
-        g_assert_false(b->negotiated & PF_SLOTS);
-        break;
     case MSG_GET_QUEUE_NUM:
         need = PF_MQ;
         break;
@@ -414,9 +423,11 @@ static void set(Backend *b, Msg *msg, int *fds)
         for (unsigned i = 0; i < msg->table.num; i++) {
             add_region(b, &msg->table.region[i], fds[i]);
         }
+        look_up_rings(b);
         check_memory(b);
         break;
     case MSG_ADD_MEM_REG:
+        look_up_rings(b);
         add_region(b, &msg->slot.region, fds[0]);
         check_memory(b);
         break;

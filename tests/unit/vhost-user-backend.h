@@ -41,6 +41,9 @@ typedef struct BackendRing {
  * @refuse: a request to answer with an error, if an answer is wanted
  * @confuse: a request to answer as if it were another one
  * @no_inflight: have no inflight region for anybody
+ * @looks_up_rings: at each change of memory look up all rings, stopped ones
+ *                  too, as libvhost-user before QEMU 9.0; a region that comes
+ *                  by itself counts from the next change only
  * @silent: close the connection at the next message
  *
  * What follows is for tests to look at.
@@ -52,6 +55,7 @@ typedef struct Backend {
     uint32_t refuse;
     uint32_t confuse;
     bool no_inflight;
+    bool looks_up_rings;
     bool silent;
 
     int front;                  /* the socket's ends */

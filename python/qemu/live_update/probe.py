@@ -2,6 +2,8 @@
 """
 A QEMU without a VM, to ask what a binary knows
 """
+import ctypes
+import signal
 import socket
 import subprocess
 from types import TracebackType
@@ -9,6 +11,12 @@ from typing import Optional, Type
 
 from .error import Refused
 from .monitor import Monitor, MonitorError
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process if its parent is killed."""
+    set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)
 
 
 class Probe:
@@ -26,7 +34,7 @@ class Probe:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                # pylint: disable=consider-using-with
+                # pylint: disable=consider-using-with, subprocess-popen-preexec-fn
                 self._process = subprocess.Popen(
                     [self._binary, '-machine', 'none', '-nodefaults',
                      '-no-user-config', '-display', 'none', '-chardev',
@@ -34,7 +42,7 @@ class Probe:
                      '-mon', 'chardev=qmp,mode=control'],
                     pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                    text=True, errors='replace')
+                    text=True, errors='replace', preexec_fn=die_with_parent)
             except OSError as error:
                 ours.close()
                 raise Refused(f"cannot run '{self._binary}': "
@@ -58,5 +66,7 @@ class Probe:
     async def __aexit__(self, exc_type: Optional[Type[BaseException]],
                         exc: Optional[BaseException],
                         traceback: Optional[TracebackType]) -> None:
-        await self._monitor.close()
-        self._end()
+        try:
+            await self._monitor.close()
+        finally:
+            self._end()
