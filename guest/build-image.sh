@@ -1,12 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Makes the guest's kernel and initial file systems in build/guest/
+# Makes the guest's kernel and file systems in build/guest/
 #
 #   vmlinuz    Debian's kernel for virtual machines, downloaded, not installed
 #   initrd     busybox, the virtio drivers, our init and blkverify
 #   initrd-fio the same and fio with its libraries (Debian has no static one,
 #              and they are large, so that only those who want it load it)
+#   root.img   a disk with an ext4 file system that has all this, too; copy it
+#              before use
 #
 # Run "meson compile -C build/meson" first: it builds blkverify.  Nothing is
 # done when nothing has changed; the network is used only for a kernel that
@@ -19,7 +21,8 @@ out=build/guest
 apt=$PWD/build/apt/apt.conf
 init=guest/init
 blkverify=build/meson/guest/blkverify
-drivers=(virtio_pci virtio_blk virtio_console)
+drivers=(virtio_pci virtio_blk virtio_console ext4 crc32c_generic)
+disk_size=192M
 
 die() {
     echo "error: $*." >&2
@@ -85,14 +88,37 @@ install_fio() {
     install -D "$fio" "$1/bin/fio"
 }
 
+# install_base ROOT: makes the folders, and copies what is in each file system.
+install_base() {
+    local applet
+
+    mkdir -p "$1"/{bin,dev,mnt,proc,sbin,sys,tmp,var}
+    for applet in $("$busybox" --list); do
+        ln -s busybox "$1/bin/$applet"
+    done
+    # This replaces a link of that name.
+    install "$busybox" "$1/bin/busybox"
+    install -s "$blkverify" "$1/bin/blkverify"
+}
+
 archive() {
     (cd "$1" && find . | sort | cpio --quiet -o -H newc -R 0:0)
+}
+
+# make_disk ROOT FILE: without mounting it.  What mke2fs leaves for later by
+# default, the guest's kernel would do in the background.
+make_disk() {
+    truncate -s "$disk_size" "$2"
+    "$mke2fs" -q -t ext4 -b 4096 -d "$1" -L root \
+        -E root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0 \
+        "$2"
 }
 
 mkdir -p "$out"
 need "$blkverify" 'run ./run check, or meson compile -C build/meson'
 busybox=$(command -v busybox) || die 'install the package busybox-static'
 fio=$(command -v fio) || die 'install the package fio'
+mke2fs=$(PATH=$PATH:/sbin command -v mke2fs) || die 'install the package e2fsprogs'
 command -v cpio >/dev/null || die 'install the package cpio'
 ldd "$busybox" >/dev/null 2>&1 && die 'install busybox-static in place of busybox'
 
@@ -110,17 +136,22 @@ rm -f "$out/inputs"
 
 echo 'making the guest image'
 unpack_kernel
-root=$out/root
-rm -rf "$root" "$out/root-fio"
-install -D "$busybox" "$root/bin/busybox"
-ln -s busybox "$root/bin/sh"
+new=$out/new root=$out/root fio_root=$out/root-fio disk=$out/disk
+rm -rf "$new" "$root" "$fio_root" "$disk"
+mkdir "$new"
+install_base "$root"
 install "$init" "$root/init"
-install -s "$blkverify" "$root/bin/blkverify"
 install_drivers "$root"
-install_fio "$out/root-fio"
-archive "$root" >"$out/initrd"
+install_fio "$fio_root"
+install_base "$disk"
+install "$init" "$disk/sbin/init"
+cp -a "$fio_root/." "$disk"
+archive "$root" >"$new/initrd"
 # The kernel unpacks archives that follow one another into one tree.
-{ cat "$out/initrd"; archive "$out/root-fio"; } >"$out/initrd-fio"
-cp "$out"/kernel/boot/vmlinuz-* "$out/vmlinuz"
-rm -rf "$root" "$out/root-fio" "$out/kernel"
+{ cat "$new/initrd"; archive "$fio_root"; } >"$new/initrd-fio"
+make_disk "$disk" "$new/root.img"
+cp "$out"/kernel/boot/vmlinuz-* "$new/vmlinuz"
+# Whoever has the former ones open keeps these.
+mv "$new"/* "$out"
+rm -rf "$new" "$root" "$fio_root" "$disk" "$out/kernel"
 echo "$inputs" >"$out/inputs"
