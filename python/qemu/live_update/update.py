@@ -170,6 +170,7 @@ class Update:
                 raise Failed('the migration has failed: ' +
                              await self._reason(state))
             await asyncio.sleep(POLL)
+        self.facts['downtime'] = state['downtime'] / 1000
         self._output.step('migrate', 'the VM was moved, with a downtime of '
                           f'{state["downtime"]} ms')
 
