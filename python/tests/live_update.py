@@ -97,9 +97,19 @@ class Renaming(unittest.TestCase):
         """What others made, and chardevs that are handed over, stay."""
         for words in ('-qmp unix:q', '-chardev socket,id=a,path=q',
                       '-chardev socket,id=kept,path=q,server=on',
-                      '-serial pty', '-qmp tcp:localhost:1,server=on',
-                      '-vnc :1', '-drive file=p'):
+                      '-chardev socket,id=kept,host=h,port=1,server=on',
+                      '-serial pty', '-qmp tcp:localhost:1', '-vnc none',
+                      '-gdb null', '-drive file=p'):
             self.assertEqual(' '.join(changed(words.split(), 'kept')), words)
+
+    def test_ports(self) -> None:
+        """Two QEMUs cannot listen on one port."""
+        for words in ('-qmp tcp:localhost:1,server=on', '-vnc :1', '-s',
+                      '-serial telnet::1,server', '-gdb tcp::1',
+                      '-chardev socket,id=a,host=h,port=1,server=on',
+                      '-spice port=1,disable-ticketing=on'):
+            with self.assertRaisesRegex(Refused, 'TCP'):
+                changed(words.split())
 
     def test_server_of_network(self) -> None:
         """Two QEMUs cannot listen for one network."""

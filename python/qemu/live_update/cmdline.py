@@ -89,6 +89,16 @@ def is_on(value: object) -> bool:
     return value in (True, 'on', 'yes', 'true', 'y')
 
 
+def _listens_on_tcp(option: Option, first: str) -> bool:
+    """Does an option that needs no server=on listen on a port?"""
+    if option.name == 'gdb':
+        return first.startswith('tcp:')
+    if option.name == 'vnc':
+        return ':' in first and not first.startswith('unix:')
+    return option.name == 's' or option.name == 'spice' and \
+        bool(option.keys().keys() & {'port', 'tls-port'})
+
+
 class CommandLine(List[Option]):
     """The options of a QEMU."""
 
@@ -194,6 +204,13 @@ class CommandLine(List[Option]):
             elif option.name == 'chardev' and serves and 'path' in keys:
                 option = option.changed({
                     'path': renamed(str(keys['path'])), 'wait': 'off'})
+            elif serves and option.name in CHARDEV_OPTIONS | {'chardev'} or \
+                    _listens_on_tcp(option, first):
+                raise Refused(
+                    f"'{' '.join(option.words())}' listens on a TCP port, "
+                    'which only one QEMU can; start the VM with a UNIX socket '
+                    'in its place, or give the command line anew after "--", '
+                    'without it')
             elif option.name == 'netdev' and serves:
                 raise Refused(
                     f"'{' '.join(option.words())}' listens for another "
