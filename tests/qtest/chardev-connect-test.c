@@ -913,7 +913,6 @@ static void test_gdbserver(Fixture *f, const void *data)
     Peer *old = peer_new_bound(f, PEER_UNIX);
     Peer *new = peer_new_bound(f, PEER_UNIX);
     g_autofree char *unreachable = NULL;
-    g_autofree char *in_use = NULL;
     g_autofree char *same = NULL;
 
     peer_listen(old);

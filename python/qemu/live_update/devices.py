@@ -7,7 +7,7 @@ are there, with all that they were given.
 """
 import contextlib
 import json
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from .cmdline import CommandLine, Option
 from .error import Refused
@@ -71,6 +71,32 @@ def difference(old: Dict[str, Device], new: Dict[str, Device]
             return (f"has the device '{new[path].name}' as "
                     f'{"/".join(new[path].place())}, the VM as '
                     f'{"/".join(old[path].place())}')
+    return None
+
+
+async def images(monitor: Monitor) -> Dict[str, Tuple[str, str]]:
+    """The image that each drive has, and what that is based on."""
+    found = {}
+    for drive in await monitor.ask('query-block'):
+        image = drive.get('inserted', {})
+        found[drive.get('qdev') or drive['device']] = (
+            image.get('file', ''), image.get('backing_file', ''))
+    return found
+
+
+def other_image(old: Dict[str, Tuple[str, str]],
+                new: Dict[str, Tuple[str, str]]) -> Optional[str]:
+    """
+    How the images of two QEMUs differ, in words; None: they do not.
+
+    They do when a snapshot was made, or a medium changed, since the VM began.
+    """
+    for drive, image in new.items():
+        if image != old.get(drive, image):
+            there, here = (' on '.join(filter(None, files)) or 'none'
+                           for files in (image, old[drive]))
+            return (f"has another image in the drive '{drive}': {there}; the "
+                    f'VM has {here}')
     return None
 
 

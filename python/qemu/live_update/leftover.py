@@ -9,7 +9,7 @@ removes what is left of it.
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
 
 from .error import NeedsPerson, Refused
 from .monitor import Monitor, MonitorError
@@ -71,9 +71,10 @@ async def _clear_up(path: Path, folder: Path, output: Output) -> bool:
             output.result('updated', 'the VM runs in the new QEMU '
                           f'{new.pid}', pid=new.pid)
             return True
+        # In this order: it fails if the new QEMU has run the VM.
+        await _run_on(old, pids)
         await end_all(folder.name)
         names.remove()
-        await _run_on(old)
         output.step('earlier', 'what an earlier update has left was removed')
         return False
     finally:
@@ -86,20 +87,31 @@ async def _has_moved(old: Optional[Monitor], new: Monitor) -> bool:
     """Is the VM in the new QEMU?  It may be on its way."""
     for _ in range(PATIENCE * 100):
         with contextlib.suppress(MonitorError):
-            if not old or (await old.migration()).get(
-                    'status') not in UNDER_WAY:
-                return await new.status() != 'inmigrate'
+            state = (await old.migration()).get('status') if old else None
+            if state not in UNDER_WAY:
+                if await new.status() != 'inmigrate':
+                    return True
+                # If all was sent, the VM begins to run in a moment.
+                if state != 'completed':
+                    return False
         await asyncio.sleep(0.01)
     raise NeedsPerson('an earlier update has begun a migration that does not '
                       'come to its end: use "migrate_cancel"')
 
 
-async def _run_on(old: Optional[Monitor]) -> None:
-    """Have the old QEMU run a VM that was about to be moved."""
+async def _run_on(old: Optional[Monitor], pids: List[int]) -> None:
+    """
+    Have the old QEMU run a VM that was about to be moved.
+
+    @param pids: the new QEMU, which may have ended
+    """
     if not old or await old.status() != 'postmigrate':
         return
     try:
         await old.ask('cont')
     except MonitorError as error:
         raise NeedsPerson('an earlier update has moved the VM to a new QEMU, '
+                          f'process {pids[0]}, which does not answer: '
+                          f'{error}' if pids else
+                          'an earlier update has moved the VM to a new QEMU, '
                           f'which has ended: {error}') from error

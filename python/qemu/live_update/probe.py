@@ -2,7 +2,10 @@
 """
 A QEMU without a VM, to ask what a binary knows
 """
+import contextlib
 import ctypes
+import functools
+import os
 import signal
 import socket
 import subprocess
@@ -13,10 +16,12 @@ from .error import Refused
 from .monitor import Monitor, MonitorError
 
 
-def die_with_parent() -> None:
+def die_with(parent: int) -> None:
     """Have the kernel kill this process if its parent is killed."""
     set_pdeathsig = 1
     ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)    # it was, a moment ago
 
 
 class Probe:
@@ -34,7 +39,7 @@ class Probe:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                # pylint: disable=consider-using-with, subprocess-popen-preexec-fn
+                # pylint: disable=subprocess-popen-preexec-fn
                 self._process = subprocess.Popen(
                     [self._binary, '-machine', 'none', '-nodefaults',
                      '-no-user-config', '-display', 'none', '-chardev',
@@ -42,7 +47,8 @@ class Probe:
                      '-mon', 'chardev=qmp,mode=control'],
                     pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                    text=True, errors='replace', preexec_fn=die_with_parent)
+                    text=True, errors='replace', start_new_session=True,
+                    preexec_fn=functools.partial(die_with, os.getpid()))
             except OSError as error:
                 ours.close()
                 raise Refused(f"cannot run '{self._binary}': "
@@ -60,7 +66,9 @@ class Probe:
     def _end(self) -> str:
         """End it; what did it print?"""
         assert self._process
-        self._process.kill()
+        # With what it has started, if it is a script.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.communicate()[1].strip()
 
     async def __aexit__(self, exc_type: Optional[Type[BaseException]],

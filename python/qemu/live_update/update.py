@@ -14,7 +14,7 @@ from typing import Any, Dict, Optional
 
 from qemu.qmp import EventListener
 
-from .devices import devices, difference
+from .devices import devices, difference, images, other_image
 from .error import Failed, NeedsPerson, Refused, UpdateError
 from .interruption import Interruption
 from .memory import CPR, IGNORE_SHARED
@@ -136,7 +136,9 @@ class Update:
         self.facts['pid'] = self._new.pid
         if self._record:
             await self._record.expect(self._new)
-        problem = difference(self._plan.devices, await devices(self._new))
+        problem = \
+            difference(self._plan.devices, await devices(self._new)) or \
+            other_image(await images(self._old), await images(self._new))
         if problem:
             raise Refused(f'the new QEMU {problem}; give the command line '
                           'anew after "--"')
@@ -170,7 +172,6 @@ class Update:
                 raise Failed('the migration has failed: ' +
                              await self._reason(state))
             await asyncio.sleep(POLL)
-        self.facts['downtime'] = state['downtime'] / 1000
         self._output.step('migrate', 'the VM was moved, with a downtime of '
                           f'{state["downtime"]} ms')
 
@@ -310,6 +311,9 @@ class Update:
 
     async def _note_pause(self) -> None:
         """When did the VM stop, and when did it go on?"""
+        with contextlib.suppress(MonitorError, KeyError):
+            state = await self._old.migration()
+            self.facts['downtime'] = state['downtime'] / 1000
         times = []
         for listener in self._stopped, self._resumed:
             events = listener.clear()
