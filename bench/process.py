@@ -46,14 +46,15 @@ class Qemu:
     """
 
     def __init__(self, obj: Path, *args: str) -> None:
-        binary = existing(obj / 'qemu-system-x86_64', 'run ./run bench')
-        # pylint: disable=consider-using-with
+        self._program = str(existing(obj / 'qemu-system-x86_64',
+                                     'run ./run bench'))
         self._log = tempfile.TemporaryFile()
         self._sock, theirs = socket.socketpair()
         self._replies = self._sock.makefile('rb')
         self.send('qmp_capabilities')
         command = [
-            str(binary), '-nodefaults', '-no-user-config', '-display', 'none',
+            self._program, '-nodefaults', '-no-user-config',
+            '-display', 'none',
             '-chardev', f'socket,id=qmp,fd={theirs.fileno()}',
             '-mon', 'chardev=qmp,mode=control', *args]
         start = time.perf_counter()
@@ -134,7 +135,7 @@ class Qemu:
         if not line:
             self._log.seek(0)
             log = self._log.read().decode(errors='replace').strip()
-            raise BenchError(f'{self._process.args[0]} ended or hangs: {log}')
+            raise BenchError(f'{self._program} ended or hangs: {log}')
         message: Dict[str, Any] = json.loads(line)
         return message
 

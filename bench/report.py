@@ -38,6 +38,7 @@ class Figure(NamedTuple):
 
 def spread(values: Sequence[float], digits: int) -> str:
     """The median and, in brackets, the quartiles."""
+    # pylint: disable=unbalanced-tuple-unpacking
     low, middle, high = statistics.quantiles(values, n=4)
     return f'{middle:.{digits}f} [{low:.{digits}f}..{high:.{digits}f}]'
 

@@ -5,7 +5,7 @@ Servers for the chardevs to be measured, on UNIX sockets
 import os
 import socket
 from types import TracebackType
-from typing import List, Optional, Type
+from typing import List, Optional, Self, Type
 
 from process import TIMEOUT, BenchError
 
@@ -40,7 +40,7 @@ class Server:
         except BlockingIOError:
             self._listener.settimeout(TIMEOUT)
 
-    def __enter__(self) -> 'Server':
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, exc_type: Optional[Type[BaseException]],

@@ -99,8 +99,8 @@ def make_mover(place: Bed, arm: str, setup: Setup) -> Mover:
 def start_load(mover: Mover, arm: str, setup: Setup) -> Union[Load, Shell]:
     """Start what the guest of an arm has to do."""
     if setup.slow:
-        return (sleeps if arm == NONE else reads)(mover)
-    return (ticks if arm == NONE else verified)(mover)
+        return sleeps(mover) if arm == NONE else reads(mover)
+    return ticks(mover) if arm == NONE else verified(mover)
 
 
 def take_sample(mover: Mover, arm: str, setup: Setup) -> Sample:

@@ -23,7 +23,6 @@ from guest.agent import GuestError
 from guest.vm import VM, VMLaunchFailure
 from process import BenchError
 
-# pylint: disable=wrong-import-order
 from qemu.qmp import QMPError
 
 EVENT = re.compile(r'(\S+)Z (\w+) ?(.*)')

@@ -5,9 +5,9 @@ Disks that are to be moved, their back-ends, and load on them
 from pathlib import Path
 from typing import List
 
+from guest import OBJ
 from guest.agent import Guest, Summary, blkverify
 from guest.backend import Backend, StorageDaemon
-from guest.vm import OBJ
 
 
 class Disk:
@@ -44,13 +44,12 @@ class Daemon(StorageDaemon):
     @param limit: requests a second that it carries out; 0: no limit
     @param share: may another process have the file open, too?
     """
-    # pylint: disable=too-many-arguments
 
     def __init__(self, path: str, disk: str, *filters: str, options: str = '',
                  obj: Path = OBJ, limit: int = 0, share: bool = False) -> None:
         if limit:
-            filters += 'driver=throttle,node-name=disk,throttle-group=group,' \
-                       'file=file',
+            filters = (*filters, 'driver=throttle,node-name=disk,'
+                       'throttle-group=group,file=file')
         super().__init__(path, disk + (',locking=off' if share else ''),
                          *filters, options=options, obj=obj)
         self._limit = limit

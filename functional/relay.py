@@ -23,7 +23,6 @@ class Relay:
     @param swallow: take the rest, so that the source does not block
     @param mute: stop what the destination answers
     """
-    # pylint: disable=too-many-arguments
 
     def __init__(self, path: str, target: str, limit: Optional[int] = None,
                  swallow: bool = False, mute: bool = False) -> None:

@@ -27,7 +27,6 @@ class BlkVerify(unittest.TestCase):
 
     def setUp(self) -> None:
         # Beside the program: /tmp may be a file system without O_DIRECT.
-        # pylint: disable=consider-using-with
         disk = tempfile.NamedTemporaryFile(dir=PROGRAM.parent)
         self.addCleanup(disk.close)
         disk.truncate(BLOCKS * BLOCK)

@@ -166,6 +166,5 @@ class TransferFailures(SourceTest):
         self.assert_transfers()
 
 
-
 if __name__ == '__main__':
     main()

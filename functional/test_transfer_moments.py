@@ -31,7 +31,6 @@ def migration_status(vm: VM) -> str:
 
 class RestartedBackend(TransferTest):
     """A back-end with an inflight region that restarts at a bad moment"""
-    # pylint: disable=attribute-defined-outside-init
 
     def set_up(self, mode: str = IGNORE_SHARED) -> None:
         """Boot a guest and put load on its disk."""
@@ -140,14 +139,13 @@ class RestartedBackend(TransferTest):
     def test_killed_while_drained(self) -> None:
         """It dies while its ring is drained: nobody waits for it."""
         self.set_up(COPY)
-        self.source.cmd('migrate-set-parameters', **{'max-bandwidth': 1})
+        self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1})
         dest = self.line.destination()
         self.line.send(self.source, dest)
         wait_for('memory is copied',
                  lambda: migration_status(self.source) == 'active')
         os.kill(self.backend.pid, signal.SIGSTOP)
-        self.source.cmd('migrate-set-parameters',
-                        **{'max-bandwidth': 1 << 32})
+        self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 32})
         # The monitor does not answer meanwhile: nothing tells when it drains
         time.sleep(3)
         started = time.monotonic()
@@ -197,7 +195,7 @@ class Moments(TransferTest):
         load = Load(line.guest)
         line.prepare(source, source=True)
         said = source.cmd('human-monitor-command',
-                          **{'command-line': 'savevm a'})
+                          {'command-line': 'savevm a'})
         self.assertEqual(said, '')
         load.advance(300)
         load.stop()
@@ -228,7 +226,7 @@ class Moments(TransferTest):
         line.send(source, dest)
         wait_for('the VM has stopped', lambda:
                  migration_status(source) == 'pre-switchover')
-        source.cmd('migrate-set-parameters', **{'backend-transfer': False})
+        source.cmd('migrate-set-parameters', {'backend-transfer': False})
         source.cmd('migrate-continue', state='pre-switchover')
         line.arrive(source, dest)
         load.advance(300)

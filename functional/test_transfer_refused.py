@@ -5,6 +5,7 @@ A transfer that cannot be is refused, and the source runs on
 An error names the cause, and no monitor stops answering.
 """
 import time
+from typing import Dict, List
 
 from guest.vm import HOTPLUG_BUSES, VM
 
@@ -97,8 +98,9 @@ class TransferRefused(SourceTest):
         bus = HOTPLUG_BUSES[0]
         other = Line(self, mode=COPY).vm('-S')
         other.launch()
-        for reconnect in {}, {'reconnect_ms': 1000}:
-            other.add_chardev('c', self.backend.path, **reconnect)
+        choices: List[Dict[str, object]] = [{}, {'reconnect_ms': 1000}]
+        for options in choices:
+            other.add_chardev('c', self.backend.path, **options)
             started = time.monotonic()
             error = other.attach_error({'driver': 'vhost-user-blk-pci',
                                         'id': 'd', 'chardev': 'c', 'bus': bus})

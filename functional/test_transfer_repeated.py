@@ -44,7 +44,8 @@ class Repeated(TransferTest):
             load.advance(10 * disks)
             held.append([count_fds(pid) for pid in pids])
             used.append(sum(memory(pid) for pid in pids))
-            qemu.append((count_fds(vm.get_pid()), memory(vm.get_pid())))
+            pid = vm.get_pid() or 0
+            qemu.append((count_fds(pid), memory(pid)))
         load.stop()
         self.assertEqual([connections(disk.backend.pid, disk.backend.path)
                           for disk in members], before)

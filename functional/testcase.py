@@ -53,7 +53,6 @@ class TestCase(unittest.TestCase):
     """A test whose processes, sockets and files go away with it."""
 
     def setUp(self) -> None:
-        # pylint: disable=consider-using-with
         folder = tempfile.TemporaryDirectory(prefix='qemu-functional-')
         self.addCleanup(folder.cleanup)
         self._folder = folder.name

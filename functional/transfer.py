@@ -19,7 +19,7 @@ from .watch import wait_for
 # How RAM gets to the new QEMU: it opens the same file; it gets the memory's
 # file descriptors; all is copied.
 IGNORE_SHARED, CPR, COPY = 'x-ignore-shared', 'cpr-transfer', 'copy'
-Starting = 'futures.Future[None]'
+Starting = futures.Future[None]
 ENDS = 'completed', 'failed', 'cancelled'
 
 
@@ -36,7 +36,6 @@ class Line:
     @param kernel: is our guest to boot?  Else the firmware finds a disk.
     @param options: of all VMs; see guest.vm.VM
     """
-    # pylint: disable=too-many-instance-attributes
 
     def __init__(self, test: TestCase, *disks: Disk, mode: str = IGNORE_SHARED,
                  args: Tuple[str, ...] = (), kernel: bool = True,

@@ -36,7 +36,6 @@ class TransferTest(TestCase):
 
 class SourceTest(TransferTest):
     """A source, with its guest under load, that must survive failures"""
-    # pylint: disable=attribute-defined-outside-init
 
     source: VM
 

@@ -98,7 +98,6 @@ class Messages:
         return True
 
     def __enter__(self) -> 'Messages':
-        # pylint: disable=consider-using-with
         self._strace = subprocess.Popen(
             ['strace', '-qq', '-ff', '-o', str(self._trace), '-xx', '-s', '12',
              '-e', 'trace=recvmsg', '-e', 'signal=none',

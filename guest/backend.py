@@ -47,7 +47,6 @@ class Backend:
         self.path = path
         self.disk = disk
         self._process: Optional[subprocess.Popen[bytes]] = None
-        # pylint: disable=consider-using-with
         self._log = tempfile.TemporaryFile()
 
     def arguments(self) -> List[str]:
@@ -59,7 +58,6 @@ class Backend:
         if os.path.exists(self.path):
             os.unlink(self.path)        # of one that was killed
         command = self.arguments()
-        # pylint: disable=consider-using-with
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
                                          stdout=self._log, stderr=self._log)
         deadline = time.monotonic() + timeout

@@ -12,7 +12,6 @@ from typing import Any, Dict, List, Optional
 from . import IMAGE, OBJ, existing
 from .agent import Guest, GuestError
 
-# pylint: disable=wrong-import-order
 from qemu.machine import QEMUMachine
 from qemu.machine.machine import AbnormalShutdown, VMLaunchFailure
 
@@ -33,7 +32,6 @@ class VM(QEMUMachine):
     @param ram: the memory backend, without id and size
     @param fio: does the guest need fio?  It boots slower with it.
     """
-    # pylint: disable=too-many-arguments
 
     def __init__(self, *args: str, obj: Path = OBJ,
                  guest: Optional[Guest] = None, memory: str = '',

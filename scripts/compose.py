@@ -16,7 +16,7 @@ from series import (BASE, COMPOSED, Git, SeriesError, compose,
                     errors_in_one_line)
 
 
-def main(tree, patches, root):
+def main(tree: Path, patches: Path, root: Path) -> None:
     git = Git(tree)
     wanted = compose(git, patches, root)
     head = git.commit_id('HEAD')
@@ -29,9 +29,10 @@ def main(tree, patches, root):
                   '(./run refresh writes its commits to the repository)')
     elif head != last or not clean:
         raise SeriesError(
-            f'{tree} and {patches} have both changed: keep the tree\'s commits '
-            f'with "./run refresh --force", or the repository\'s with '
-            f'"git -C {tree} stash -u; git -C {tree} reset --keep {COMPOSED}".')
+            f'{tree} and {patches} have both changed: keep the tree\'s '
+            f'commits with "./run refresh --force", or the repository\'s with '
+            f'"git -C {tree} stash -u; '
+            f'git -C {tree} reset --keep {COMPOSED}".')
     else:
         git('reset', '-q', '--keep', wanted)
     git('update-ref', COMPOSED, wanted)

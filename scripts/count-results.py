@@ -16,8 +16,8 @@ PASSED = {'OK', 'EXPECTEDFAIL'}
 SKIPPED = {'SKIP', 'IGNORED'}
 
 
-def main(log):
-    results = Counter()
+def main(log: Path) -> bool:
+    results: Counter[str] = Counter()
     for line in log.read_text().splitlines() if log.exists() else []:
         result = json.loads(line)['result']
         results['passed' if result in PASSED else

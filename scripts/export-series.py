@@ -14,7 +14,7 @@ from pathlib import Path
 from series import BASE, Git, SeriesError, errors_in_one_line
 
 
-def main(tree, patches, output):
+def main(tree: Path, patches: Path, output: Path) -> bool:
     git = Git(tree)
     letter = patches / 'cover-letter.txt'
     if not letter.exists():
@@ -32,13 +32,16 @@ def main(tree, patches, output):
                      .replace('*** BLURB HERE ***', text.strip()))
     # By another suffix, so that *.patch is what "git am" takes.
     cover.rename(cover.with_suffix('.mail'))
-    r = subprocess.run(['scripts/checkpatch.pl', '--no-tree', '--quiet',
-                        '--summary-file', *(m.resolve() for m in mails)],
-                       cwd=tree, check=False)
+    # Its exit status tells nothing of warnings.
+    said = subprocess.run(['scripts/checkpatch.pl', '--quiet',
+                           '--summary-file', *(m.resolve() for m in mails)],
+                          cwd=tree, check=False, stdout=subprocess.PIPE,
+                          text=True).stdout
+    print(said, end='')
     print(f'{output}: cover letter and {len(mails)} patches; checkpatch.pl '
-          f'{"has complaints, see above" if r.returncode else "is content"}')
+          f'{"has complaints, see above" if said else "is content"}')
     print(f'in a QEMU tree: git am {output.resolve()}/*.patch')
-    return r.returncode
+    return said != ''
 
 
 if __name__ == '__main__':

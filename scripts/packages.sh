@@ -1,7 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Installs the packages of scripts/packages.txt that are missing
+# usage: packages.sh [LIST]
+#
+# Installs the packages of LIST (default: scripts/packages.txt) that are missing
 #
 # Without root it prints the one command that does.  With nothing missing it
 # does nothing, and needs no network.
@@ -10,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . /etc/os-release
 apt=$PWD/build/apt/apt.conf
+list=${1:-scripts/packages.txt}
 log=build/packages.log
 
 # new_enough VERSION MINIMUM
@@ -36,7 +39,7 @@ while read -r name _; do
     if [ -z "$version" ] || ! new_enough "$version" "$minimum"; then
         missing+=("$name")
     fi
-done < <(grep -v '^#' scripts/packages.txt)
+done < <(grep -v '^#' "$list")
 if [ ${#missing[@]} = 0 ]; then
     exit 0
 fi

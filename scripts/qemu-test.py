@@ -23,7 +23,7 @@ MASK_KVM = ['unshare', '-m', 'sh', '-c',
             f'mount --bind /dev/null {KVM} && exec "$@"', 'sh']
 
 
-def main(obj, name):
+def main(obj: str, name: str) -> None:
     tests = json.loads((Path(obj) / 'meson-info/intro-tests.json').read_text())
     test = next(t for t in tests if t['name'] == name)
     command = [arg for arg in test['cmd'] if arg != '--full']
@@ -41,4 +41,4 @@ def main(obj, name):
 if __name__ == '__main__':
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2])

@@ -14,19 +14,21 @@ tests of stock-failures.txt.
 import json
 import sys
 from pathlib import Path
+from typing import Set
 
 SUITES = {'qemu:unit': 'unit', 'qemu:qtest': 'qtest',
           'qemu:qapi-schema': 'unit', 'qemu:tracetool': 'unit'}
 
 
-def stock_failures():
+def stock_failures() -> Set[str]:
     """The tests that fail on stock; a line is TEST REASON."""
-    text = Path(__file__).with_name('stock-failures.txt').read_text()
+    text = Path(__file__).with_name('stock-failures.txt').read_text(
+        'utf-8')
     return {line.split()[0] for line in text.splitlines()
             if line and not line.startswith('#')}
 
 
-def main(obj):
+def main(obj: str) -> None:
     tests = json.loads((Path(obj) / 'meson-info/intro-tests.json').read_text())
     left_out = stock_failures()
     for test in tests:

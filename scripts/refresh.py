@@ -15,16 +15,18 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Dict, List, Set, Tuple
 
 from series import (BASE, COMPOSED, MODES, Entry, Git, SeriesError, compose,
                     errors_in_one_line, read_series)
 
 
-def describe(git, commit):
+def describe(git: Git, commit: str) -> str:
+    """Name a commit to the user."""
     return f'{commit[:10]} ("{git("log", "-1", "--format=%s", commit)}")'
 
 
-def check_repository_unchanged(git, patches, root):
+def check_repository_unchanged(git: Git, patches: Path, root: Path) -> None:
     last = git.commit_id(COMPOSED) or git.commit_id(BASE)
     try:
         same = compose(git, patches, root) == last
@@ -32,12 +34,13 @@ def check_repository_unchanged(git, patches, root):
         same = False
     if not same:
         raise SeriesError(
-            f'{patches} or the new files changed since {git.tree} was composed '
-            'from them, and a refresh would undo that; '
+            f'{patches} or the new files changed since {git.tree} was '
+            'composed from them, and a refresh would undo that; '
             '"./run refresh --force" does it.')
 
 
-def commits_of(git):
+def commits_of(git: Git) -> List[str]:
+    """The commits of the series, in order; they must be a clean line."""
     if not git.is_clean():
         raise SeriesError(f'{git.tree} has uncommitted changes: commit or '
                           f'discard them first (git -C {git.tree} status).')
@@ -51,9 +54,11 @@ def commits_of(git):
     return git('rev-list', '--reverse', f'{BASE}..HEAD').split()
 
 
-def split_commit(git, commit, released, creator):
+def split_commit(git: Git, commit: str, released: Set[str],
+                 creator: Dict[str, str]) -> Tuple[List[str], List[str]]:
     """Sort a commit's changes into (edited files, new files)."""
-    edited, new = [], []
+    edited: List[str] = []
+    new: List[str] = []
     name = describe(git, commit)
     for change in git.changes(f'{commit}^', commit):
         path = change.path
@@ -78,7 +83,8 @@ def split_commit(git, commit, released, creator):
     return edited, new
 
 
-def mail(git, commit, edited):
+def mail(git: Git, commit: str, edited: List[str]) -> str:
+    """A commit as a patch with the edited files only."""
     header = git('log', '-1', '--encoding=UTF-8', commit,
                  '--format=From: %an <%ae>%nDate: %aD%nSubject: %s%n%n%b')
     diff = ''
@@ -91,8 +97,11 @@ def mail(git, commit, edited):
     return f'{header.strip()}\n\n---\n{diff}'
 
 
-def write_series(git, commits, released, patches, root, comment):
-    creator, entries = {}, []
+def write_series(git: Git, commits: List[str], released: Set[str],
+                 patches: Path, root: Path, comment: List[str]) -> List[Entry]:
+    """Write patches, list and new files of the commits."""
+    creator: Dict[str, str] = {}
+    entries: List[Entry] = []
     patches.mkdir(parents=True)
     for n, commit in enumerate(commits, 1):
         edited, new = split_commit(git, commit, released, creator)
@@ -113,7 +122,9 @@ def write_series(git, commits, released, patches, root, comment):
     return entries
 
 
-def check_round_trip(git, commits, patches, root):
+def check_round_trip(git: Git, commits: List[str], patches: Path,
+                     root: Path) -> str:
+    """Compose what was written; the same commits must come of it."""
     again = compose(git, patches, root)
     composed = git('rev-list', '--reverse', f'{BASE}..{again}').split()
     for old, new in zip(commits, composed, strict=True):
@@ -127,9 +138,10 @@ def check_round_trip(git, commits, patches, root):
     return again
 
 
-def leading_comment(patches):
+def leading_comment(patches: Path) -> List[str]:
+    """The comment above the list of patches."""
     series = patches / 'series'
-    lines = []
+    lines: List[str] = []
     for line in series.read_text().splitlines() if series.exists() else []:
         if not line.startswith('#'):
             break
@@ -137,7 +149,8 @@ def leading_comment(patches):
     return lines
 
 
-def replace(old, entries, new_patches, new_root, patches, root):
+def replace(old: List[Entry], entries: List[Entry], new_patches: Path,
+            new_root: Path, patches: Path, root: Path) -> None:
     """Put the new series in the place of the old one."""
     owned = {path for e in old for path in e.files}
     for e in entries:
@@ -164,7 +177,7 @@ def replace(old, entries, new_patches, new_root, patches, root):
         shutil.copyfile(file, patches / file.name)
 
 
-def main(tree, patches, root, force):
+def main(tree: Path, patches: Path, root: Path, force: bool) -> None:
     if not tree.is_dir():
         raise SeriesError(f'{tree} does not exist: "./run build" makes it.')
     git = Git(tree)
@@ -190,4 +203,5 @@ if __name__ == '__main__':
     if len(args) != 3:
         raise SystemExit(__doc__)
     with errors_in_one_line():
-        main(*map(Path, args), '--force' in sys.argv)
+        main(Path(args[0]), Path(args[1]), Path(args[2]),
+             '--force' in sys.argv)

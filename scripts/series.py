@@ -16,43 +16,57 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections import namedtuple
 from pathlib import Path
-
-Entry = namedtuple('Entry', 'patch files')
-# A difference between two trees; letter is one of A, D, M, R and T.
-Change = namedtuple('Change', 'letter mode path source')
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 
 BASE = 'base'                   # tag: QEMU as released
 COMPOSED = 'refs/run/composed'  # what was last made of the repository
 MODES = ('100644', '100755')
 
 
+class Entry(NamedTuple):
+    """A commit of the series: its patch, and the new files it brings."""
+    patch: str
+    files: List[str]
+
+
+class Change(NamedTuple):
+    """A difference of two trees; letter is one of A, D, M, R and T."""
+    letter: str
+    mode: str
+    path: str
+    source: str
+
+
 class SeriesError(Exception):
     """One sentence that tells the user what to do."""
 
 
-def one_line(output):
+def one_line(output: bytes) -> str:
+    """What a program has printed, in one line."""
     return '; '.join(output.decode('utf-8', 'replace').strip().splitlines())
 
 
 class Git:
     """Runs git in one tree; with an index file, on that index."""
 
-    def __init__(self, tree, index=None):
-        self.tree = str(tree)
+    def __init__(self, tree: Path, index: Optional[Path] = None) -> None:
+        self.tree = tree
         self.env = {k: v for k, v in os.environ.items()
                     if not k.startswith('GIT_')}
         if index:
             self.env['GIT_INDEX_FILE'] = str(index)
 
-    def run(self, *args, stdin=None, check=True, **env):
+    def run(self, *args: object, stdin: Optional[bytes] = None,
+            check: bool = True,
+            **env: str) -> 'subprocess.CompletedProcess[bytes]':
+        """Run a command; **env is for its environment."""
         return subprocess.run(
             ['git', '-c', 'core.autocrlf=false', '--literal-pathspecs',
              '-C', self.tree, *map(str, args)], input=stdin, check=check,
             capture_output=True, env={**self.env, **env})
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: object, **kwargs: Any) -> str:
         try:
             output = self.run(*args, **kwargs).stdout
         except subprocess.CalledProcessError as e:
@@ -60,35 +74,37 @@ class Git:
                               f'{one_line(e.stderr)}') from e
         return output.decode('utf-8', 'surrogateescape').strip('\n')
 
-    def commit_id(self, rev):
+    def commit_id(self, rev: str) -> Optional[str]:
         """The commit that rev names, or None."""
         r = self.run('rev-parse', '-q', '--verify', f'{rev}^{{commit}}',
                      check=False)
         return r.stdout.decode().strip() or None
 
-    def paths(self, rev):
+    def paths(self, rev: str) -> Set[str]:
+        """The files of a commit."""
         return set(self('ls-tree', '-r', '-z', '--name-only', rev)
                    .split('\0')) - {''}
 
-    def changes(self, old, new):
+    def changes(self, old: str, new: str) -> Iterator[Change]:
+        """How two trees differ."""
         fields = iter(self('diff-tree', '-r', '-z', '-M', '--raw', old, new)
                       .split('\0'))
         for head in fields:
             if not head:
                 break
             _, mode, _, _, letter = head.split()
-            source = next(fields)
-            path = next(fields) if letter[0] in 'RC' else source
+            source = next(fields, '')
+            path = next(fields, '') if letter[0] in 'RC' else source
             yield Change(letter[0], mode, path, source)
 
-    def is_clean(self):
+    def is_clean(self) -> bool:
         return not self('status', '--porcelain')
 
 
-def read_series(patches):
+def read_series(patches: Path) -> List[Entry]:
     """The entries of patches/series, in order; none without the file."""
-    entries = []
-    owner = {}
+    entries: List[Entry] = []
+    owner: Dict[str, str] = {}
     series = patches / 'series'
     for line in series.read_text().splitlines() if series.exists() else []:
         if not line.strip() or line.startswith('#'):
@@ -103,10 +119,10 @@ def read_series(patches):
     return entries
 
 
-def compose(git, patches, root):
+def compose(git: Git, patches: Path, root: Path) -> str:
     """Make the series' commits on top of BASE; return the last one's id."""
     released = git.paths(BASE)
-    head = git.commit_id(BASE)
+    head = git('rev-parse', f'{BASE}^{{commit}}')
     with tempfile.TemporaryDirectory() as tmp:
         index = Git(git.tree, Path(tmp) / 'index')
         for entry in read_series(patches):
@@ -115,7 +131,9 @@ def compose(git, patches, root):
     return head
 
 
-def compose_entry(git, released, patches, root, entry, parent, tmp):
+def compose_entry(git: Git, released: Set[str], patches: Path, root: Path,
+                  entry: Entry, parent: str, tmp: Path) -> str:
+    """Make the commit of a line on top of parent; return its id."""
     mail = patches / entry.patch
     if not mail.is_file():
         raise SeriesError(f'{mail} is listed in the series but missing.')
@@ -139,7 +157,8 @@ def compose_entry(git, released, patches, root, entry, parent, tmp):
                               f'put the change into the patch instead.')
         if not (root / path).is_file():
             raise SeriesError(f'{mail} brings {path}, which does not exist.')
-        blob = git('hash-object', '-w', '--no-filters', (root / path).resolve())
+        blob = git('hash-object', '-w', '--no-filters',
+                   (root / path).resolve())
         mode = MODES[os.access(root / path, os.X_OK)]
         git('update-index', '--add', '--cacheinfo', f'{mode},{blob},{path}')
     tree = git('write-tree')
@@ -158,7 +177,8 @@ def compose_entry(git, released, patches, root, entry, parent, tmp):
 
 
 @contextlib.contextmanager
-def errors_in_one_line():
+def errors_in_one_line() -> Iterator[None]:
+    """Tell the user of a SeriesError, without a traceback."""
     try:
         yield
     except SeriesError as e:

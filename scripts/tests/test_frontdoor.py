@@ -9,48 +9,54 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Tuple, Union
 
 from pycotap import TAPTestRunner
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ('build', 'stock', 'demo', 'check', 'fuzz', 'sanitize', 'bench',
-         'refresh', 'series', 'help')
+VERBS = ('build', 'stock', 'demo', 'check', 'fuzz', 'sanitize', 'lint',
+         'bisect', 'variants', 'bench', 'docs', 'refresh', 'series',
+         'help')
 
 
 class FrontDoorTest(unittest.TestCase):
-    def setUp(self):
+    """The scripts are run in folders of their own."""
+    def setUp(self) -> None:
         tmp = tempfile.TemporaryDirectory()
         self.addCleanup(tmp.cleanup)
         self.tmp = Path(tmp.name)
 
-    def repository(self):
+    def repository(self) -> Path:
         """A copy of our tools in which nothing is built."""
         root = self.tmp / 'repository'
         shutil.copytree(ROOT / 'scripts', root / 'scripts')
         shutil.copy(ROOT / 'run', root)
         return root
 
-    def call(self, *command, **env):
+    def call(self, *command: Union[str, Path],
+             **env: str) -> 'subprocess.CompletedProcess[str]':
+        """Run a program in our folder."""
         return subprocess.run(command, capture_output=True, text=True,
-                              cwd=self.tmp, env={**os.environ, **env})
+                              cwd=self.tmp, env={**os.environ, **env},
+                              check=False)
 
-    def test_help_names_every_verb(self):
+    def test_help_names_every_verb(self) -> None:
         r = self.call(ROOT / 'run', 'help')
         self.assertEqual(r.returncode, 0)
         self.assertEqual(self.call(ROOT / 'run').stdout, r.stdout)
         for verb in VERBS:
             self.assertRegex(r.stdout, rf'(?m)^  {verb} +\S')
 
-    def test_unknown_verb(self):
+    def test_unknown_verb(self) -> None:
         r = self.call(ROOT / 'run', 'biuld')
         self.assertEqual(r.returncode, 2)
         self.assertIn('no verb "biuld"', r.stderr)
 
-    def source(self, path):
+    def source(self, path: Path) -> 'subprocess.CompletedProcess[str]':
         return self.call(self.repository() / 'scripts/source.sh',
                          QEMU_SRC=str(path))
 
-    def qemu(self, version):
+    def qemu(self, version: str) -> Path:
         """A tree with what source.sh looks at."""
         tree = self.tmp / 'qemu-x'
         for name in ('keycodemapdb', 'berkeley-softfloat-3',
@@ -60,16 +66,17 @@ class FrontDoorTest(unittest.TestCase):
         (tree / 'VERSION').write_text(f'{version}\n')
         return tree
 
-    def assert_source(self, path):
+    def assert_source(self, path: Path) -> str:
+        """The path must be good as a source; return the commit made of it."""
         r = self.source(path)
         self.assertEqual((r.returncode, r.stderr), (0, ''))
-        git = ['git', '-C', self.tmp / 'repository/build/10.2/src']
+        git = ('git', '-C', self.tmp / 'repository/build/10.2/src')
         files = self.call(*git, 'ls-tree', '-r', '--name-only', 'base').stdout
         self.assertIn('VERSION\n', files)
         self.assertIn('subprojects/keycodemapdb/meson.build\n', files)
         return self.call(*git, 'rev-parse', 'base').stdout
 
-    def test_source_forms_give_the_same_base(self):
+    def test_source_forms_give_the_same_base(self) -> None:
         tree = self.qemu('10.2.1')
         unpacked = self.assert_source(tree)
 
@@ -86,7 +93,7 @@ class FrontDoorTest(unittest.TestCase):
                   'commit', '-q', '-m', 'QEMU')
         self.assert_source(tree)
 
-    def test_source_refused(self):
+    def test_source_refused(self) -> None:
         tree = self.qemu('11.0.0')
         (self.tmp / 'no-tarball').write_text('text')
         (self.tmp / 'no-qemu').mkdir()
@@ -105,14 +112,14 @@ class FrontDoorTest(unittest.TestCase):
                     (self.tmp / 'repository/build/10.2/src').exists())
                 shutil.rmtree(self.tmp / 'repository')
 
-    def test_other_source_than_before(self):
+    def test_other_source_than_before(self) -> None:
         self.assert_source(self.qemu('10.2.0'))
         r = self.call(self.tmp / 'repository/scripts/source.sh',
                       QEMU_SRC='/elsewhere')
         self.assertEqual(r.returncode, 1)
         self.assertIn('was not made from QEMU_SRC=/elsewhere', r.stderr)
 
-    def test_step_shows_the_end_of_the_log(self):
+    def test_step_shows_the_end_of_the_log(self) -> None:
         step = ROOT / 'scripts/step.sh'
         r = self.call(step, 'working', 'logs/w.log', 'sh', '-c',
                       'seq 100; exit 3')
@@ -123,14 +130,14 @@ class FrontDoorTest(unittest.TestCase):
         self.assertEqual(
             self.call(step, 'working', 'w.log', 'true').returncode, 0)
 
-    def count(self, *results):
+    def count(self, *results: str) -> Tuple[int, str]:
         log = self.tmp / 'testlog.json'
         log.write_text(''.join(json.dumps({'result': r}) + '\n'
                                for r in results))
         r = self.call(sys.executable, ROOT / 'scripts/count-results.py', log)
         return r.returncode, r.stdout
 
-    def test_count(self):
+    def test_count(self) -> None:
         self.assertEqual(self.count('OK', 'EXPECTEDFAIL'),
                          (0, '2 passed, 0 failed\n'))
         self.assertEqual(

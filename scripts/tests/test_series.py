@@ -7,6 +7,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Callable, Dict, List, Optional, Tuple
 
 from pycotap import TAPTestRunner
 
@@ -14,10 +15,13 @@ SCRIPTS = Path(__file__).resolve().parent.parent
 IDENTITY = {f'GIT_{role}_{key}': value for role in ('AUTHOR', 'COMMITTER')
             for key, value in (('NAME', 'Zoë Tester'),
                                ('EMAIL', 'zoe@example.org'))}
+# Of each file: what is in it, when it was written, its mode.
+Files = Dict[str, Tuple[bytes, int, int]]
 
 
 class SeriesTest(unittest.TestCase):
-    def setUp(self):
+    """A toy tree in a folder of its own, and a repository beside it."""
+    def setUp(self) -> None:
         tmp = tempfile.TemporaryDirectory()
         self.addCleanup(tmp.cleanup)
         self.src = Path(tmp.name) / 'src'
@@ -32,37 +36,39 @@ class SeriesTest(unittest.TestCase):
         self.commit('QEMU')
         self.git('tag', 'base')
 
-    def git(self, *args):
+    def git(self, *args: str) -> str:
         return subprocess.run(
             ['git', '-C', self.src, *args], check=True, capture_output=True,
             text=True, env={**os.environ, **IDENTITY}).stdout.strip()
 
-    def write(self, path, text):
-        path = self.src / path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    def write(self, path: str, text: str) -> None:
+        file = self.src / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
-    def edit(self, path, old, new, where=None):
-        path = (where or self.src) / path
-        text = path.read_text()
+    def edit(self, path: str, old: str, new: str,
+             where: Optional[Path] = None) -> None:
+        file = (where or self.src) / path
+        text = file.read_text()
         self.assertIn(old, text)
-        path.write_text(text.replace(old, new))
+        file.write_text(text.replace(old, new))
 
-    def commit(self, message):
+    def commit(self, message: str) -> None:
         self.git('add', '-A')
         self.git('commit', '-q', '-m', message)
 
-    def script(self, name, *args):
+    def script(self, name: str,
+               *args: str) -> 'subprocess.CompletedProcess[str]':
         return subprocess.run(
             [sys.executable, SCRIPTS / name, self.src, self.patches,
-             self.root, *args], capture_output=True, text=True)
+             self.root, *args], capture_output=True, text=True, check=False)
 
-    def succeed(self, name, *args):
+    def succeed(self, name: str, *args: str) -> str:
         r = self.script(name, *args)
         self.assertEqual((r.returncode, r.stderr), (0, ''))
         return r.stdout
 
-    def fail_with(self, expected, name, *args):
+    def fail_with(self, expected: str, name: str, *args: str) -> None:
         """The script must fail, say why in one line, and change nothing."""
         before = self.state()
         r = self.script(name, *args)
@@ -71,33 +77,33 @@ class SeriesTest(unittest.TestCase):
         self.assertIn(expected, r.stderr)
         self.assertEqual(self.state(), before)
 
-    def files(self, root):
-        return {str(p.relative_to(root)): (p.read_bytes(), p.stat().st_mtime_ns,
-                                           p.stat().st_mode)
+    def files(self, root: Path) -> Files:
+        return {str(p.relative_to(root)):
+                (p.read_bytes(), p.stat().st_mtime_ns, p.stat().st_mode)
                 for p in root.rglob('*')
                 if p.is_file() and '.git' not in p.parts}
 
-    def state(self):
+    def state(self) -> Tuple[Files, Files, str]:
         return (self.files(self.src), self.files(self.root),
                 self.git('rev-parse', 'HEAD'))
 
-    def develop(self):
+    def develop(self) -> None:
         """Two commits: edits and new files, then a new file alone."""
         self.edit('meson.build', 'line 3\n', "line 3\nfiles('chardev/a.c')\n")
         self.write('chardev/a.c', '/* No end of line, ünïcode */')
         self.write('tests/a.sh', '#!/bin/sh\n')
         (self.src / 'tests/a.sh').chmod(0o755)
-        self.commit('chardev: add “a”, whose subject is so long that git would '
-                    'fold it in a mail header\n\nWhy: [because]\n\n'
+        self.commit('chardev: add “a”, whose subject is so long that git '
+                    'would fold it in a mail header\n\nWhy: [because]\n\n'
                     'Signed-off-by: Zoë Tester <zoe@example.org>')
         self.write('docs/a.rst', 'A\n=\n\n')
         self.commit('[docs] describe it')
 
-    def developed(self):
+    def developed(self) -> None:
         self.develop()
         self.succeed('refresh.py')
 
-    def test_round_trip(self):
+    def test_round_trip(self) -> None:
         self.develop()
         developed = self.git('log', '--format=%T %an %ae %ad%n%B', 'base..')
         before = self.files(self.src)
@@ -122,7 +128,7 @@ class SeriesTest(unittest.TestCase):
         self.succeed('compose.py')
         self.assertEqual(self.git('rev-parse', 'HEAD'), state[2])
 
-    def test_patches_hold_only_edits(self):
+    def test_patches_hold_only_edits(self) -> None:
         self.developed()
         series = (self.patches / 'series').read_text().splitlines()
         first, second = (line.split() for line in series)
@@ -136,7 +142,7 @@ class SeriesTest(unittest.TestCase):
             (self.patches / second[0]).read_text().endswith('\n---\n'))
         self.assertTrue(os.access(self.root / 'tests/a.sh', os.X_OK))
 
-    def test_refresh_drops_what_left_the_series(self):
+    def test_refresh_drops_what_left_the_series(self) -> None:
         self.developed()
         (self.root / 'docs/ours.rst').write_text('not of the series\n')
         self.edit('series', '0001', '# why\n0001', self.patches)
@@ -148,7 +154,7 @@ class SeriesTest(unittest.TestCase):
         self.assertTrue((self.patches / 'series').read_text()
                         .startswith('# why\n0001'))
 
-    def test_compose_touches_only_what_differs(self):
+    def test_compose_touches_only_what_differs(self) -> None:
         self.developed()
         old = self.files(self.src)
         (self.root / 'docs/a.rst').write_text('B\n=\n')
@@ -157,7 +163,7 @@ class SeriesTest(unittest.TestCase):
         self.assertEqual({p for p in new if new[p] != old[p]}, {'docs/a.rst'})
         self.assertEqual(new['docs/a.rst'][0], b'B\n=\n')
 
-    def test_work_in_the_tree_is_kept(self):
+    def test_work_in_the_tree_is_kept(self) -> None:
         self.developed()
         self.edit('other.c', 'other', 'mine')
         self.assertIn('as it is', self.succeed('compose.py'))
@@ -172,7 +178,7 @@ class SeriesTest(unittest.TestCase):
         self.assertEqual((self.root / 'docs/a.rst').read_text(), 'A\n=\n\n')
         self.assertEqual(self.succeed('compose.py'), '')
 
-    def test_repository_can_be_kept_instead(self):
+    def test_repository_can_be_kept_instead(self) -> None:
         self.developed()
         self.edit('other.c', 'other', 'mine')
         (self.root / 'docs/a.rst').write_text('changed too\n')
@@ -181,15 +187,16 @@ class SeriesTest(unittest.TestCase):
         subprocess.run(command, shell=True, check=True, capture_output=True,
                        env={**os.environ, **IDENTITY})
         self.succeed('compose.py')
-        self.assertEqual((self.src / 'docs/a.rst').read_text(), 'changed too\n')
+        self.assertEqual((self.src / 'docs/a.rst').read_text(),
+                         'changed too\n')
 
-    def test_patch_that_does_not_apply(self):
+    def test_patch_that_does_not_apply(self) -> None:
         self.developed()
         patch = (self.patches / 'series').read_text().split()[0]
         self.edit(patch, ' line 3\n', ' line three\n', self.patches)
         self.fail_with(patch, 'compose.py')
 
-    def test_broken_series(self):
+    def test_broken_series(self) -> None:
         self.developed()
         series = self.patches / 'series'
         good = series.read_text()
@@ -202,7 +209,7 @@ class SeriesTest(unittest.TestCase):
                 series.write_text(good.replace(old, new))
                 self.fail_with(expected, 'compose.py')
 
-    def test_patch_that_creates_a_file(self):
+    def test_patch_that_creates_a_file(self) -> None:
         self.developed()
         patch = self.patches / '0002-docs-describe-it.patch'
         patch.write_text(patch.read_text() +
@@ -210,24 +217,25 @@ class SeriesTest(unittest.TestCase):
                          '--- /dev/null\n+++ b/n.c\n@@ -0,0 +1 @@\n+int n;\n')
         self.fail_with('n.c', 'compose.py')
 
-    def test_refresh_refuses(self):
+    def test_refresh_refuses(self) -> None:
         self.developed()
-        for what, expected in (
-                (lambda: self.edit('chardev/a.c', 'end', 'END'), 'squash'),
-                (lambda: (self.src / 'other.c').rename(self.src / 'o.c'),
-                 'renames'),
-                (lambda: (self.src / 'l').symlink_to('other.c'), 'link'),
-                (lambda: (self.src / 'other.c').write_bytes(bytes(range(256))),
-                 'without loss'),
-                (lambda: self.write('a b', ''), 'white space')):
+        changes: List[Tuple[Callable[[], object], str]] = [
+            (lambda: self.edit('chardev/a.c', 'end', 'END'), 'squash'),
+            (lambda: (self.src / 'other.c').rename(self.src / 'o.c'),
+             'renames'),
+            (lambda: (self.src / 'l').symlink_to('other.c'), 'link'),
+            (lambda: (self.src / 'other.c').write_bytes(bytes(range(256))),
+             'without loss'),
+            (lambda: self.write('a b', ''), 'white space')]
+        for change, expected in changes:
             with self.subTest(expected):
                 self.git('reset', '-q', '--hard', 'refs/run/composed')
-                what()
+                change()
                 self.fail_with('uncommitted', 'refresh.py')
                 self.commit('try')
                 self.fail_with(expected, 'refresh.py')
 
-    def test_refresh_does_not_overwrite_other_files(self):
+    def test_refresh_does_not_overwrite_other_files(self) -> None:
         (self.root / 'README').write_text('ours\n')
         self.write('README', 'theirs\n')
         self.commit('readme')
