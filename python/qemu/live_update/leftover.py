@@ -19,6 +19,7 @@ from .process import Process, end_all, find
 from .succession import PATIENCE, take_place
 
 UNDER_WAY = 'setup', 'active', 'device', 'cancelling', 'pre-switchover'
+SENT = 'finish-migrate', 'postmigrate'
 
 
 async def clear_up(qmp: str, output: Output) -> bool:
@@ -40,12 +41,15 @@ async def clear_up(qmp: str, output: Output) -> bool:
 
 
 async def _connect(name: str, path: Path) -> Optional[Monitor]:
-    """Connect to a monitor that may not be there."""
+    """Connect to a monitor; None: nobody listens there."""
     monitor = Monitor(name, str(path))
     try:
         await monitor.connect()
-    except MonitorError:
-        return None
+    except MonitorError as error:
+        if isinstance(error.__cause__, (FileNotFoundError,
+                                        ConnectionRefusedError)):
+            return None
+        raise               # it may run the VM
     return monitor
 
 
@@ -54,8 +58,9 @@ async def _clear_up(path: Path, folder: Path, output: Output) -> bool:
     pids = find(folder.name)
     names = Names.of(folder, Process(pids[0]).arguments if pids else [])
     # The monitor's name is that of either QEMU.
-    first = await _connect('the QEMU of this name', path)
-    second = await _connect('the new QEMU', folder / path.name)
+    first = await _connect('the running QEMU', path)
+    second = await _connect('the new QEMU of an earlier update',
+                            folder / path.name)
     try:
         new = first if first and first.pid in pids else second
         old = None if first is new else first
@@ -85,6 +90,7 @@ async def _clear_up(path: Path, folder: Path, output: Output) -> bool:
 
 async def _has_moved(old: Optional[Monitor], new: Monitor) -> bool:
     """Is the VM in the new QEMU?  It may be on its way."""
+    state: Optional[str] = UNDER_WAY[0]
     for _ in range(PATIENCE * 100):
         with contextlib.suppress(MonitorError):
             state = (await old.migration()).get('status') if old else None
@@ -92,9 +98,11 @@ async def _has_moved(old: Optional[Monitor], new: Monitor) -> bool:
                 if await new.status() != 'inmigrate':
                     return True
                 # If all was sent, the VM begins to run in a moment.
-                if state != 'completed':
+                if not old or await old.status() not in SENT:
                     return False
         await asyncio.sleep(0.01)
+    if state not in UNDER_WAY:
+        return False
     raise NeedsPerson('an earlier update has begun a migration that does not '
                       'come to its end: use "migrate_cancel"')
 

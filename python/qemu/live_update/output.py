@@ -59,7 +59,8 @@ class Output:
         """How it ended."""
         self.exit = exit_status
         self._tell({'event': 'result', 'status': status, 'message': message,
-                    'exit': exit_status, **more}, f'{status:8}', message, status)
+                    'exit': exit_status, **more},
+                   f'{status:8}', message, status)
 
     def fail(self, error: UpdateError) -> None:
         """It ended other than well."""

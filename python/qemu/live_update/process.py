@@ -48,7 +48,7 @@ def find(argument: str) -> List[int]:
 
 
 def service_of(cgroups: str) -> str:
-    """The systemd service, or '', in what the kernel says of control groups."""
+    """The systemd service in what the kernel says of control groups."""
     units = {line.rpartition('/')[2] for line in cgroups.splitlines()}
     return next((unit for unit in units if unit.endswith('.service')), '')
 

@@ -248,7 +248,8 @@ class Update:
             # It writes to a QEMU that does not read.
             await self._end_new()
             state = await self._settled()
-        if state == 'completed' and await self._until(self._runs, self._new):
+        if state == 'completed' and not await self._runs(self._old) and \
+                await self._until(self._runs, self._new):
             return
         if await self._old_runs(state):
             await self._restore()
@@ -271,9 +272,11 @@ class Update:
 
     async def _old_runs(self, state: str) -> bool:
         """Does the VM run in the old QEMU?  Have it run if it may."""
-        # It goes on by itself, a moment after the migration has failed.
-        if state != 'completed' and await self._until(
-                self._runs, self._old, 1):
+        # It goes on by itself, a moment after the migration has failed.  One
+        # that was refused has not stopped it; then the state is of an
+        # earlier one, by which the VM came to this QEMU.
+        if await self._until(self._runs, self._old,
+                             0.1 if state == 'completed' else 1):
             return True
         if self._plan.transfer or state != 'completed':
             with contextlib.suppress(MonitorError):
