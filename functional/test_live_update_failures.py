@@ -538,7 +538,8 @@ class LiveUpdateFailures(LiveUpdateTest):
             tool.kill()
             with self.subTest(f'seed {seed}'):
                 self.assert_completes(scene, before)
-        scene.stop_load()
+        with self.subTest(f'seed {seed}'):
+            scene.stop_load()
 
     def test_tool_killed_in_stream(self) -> None:
         """SIGKILL of the tool when the VM is on its way."""
