@@ -4,11 +4,17 @@ Tests of how live-update reads and changes command lines
 
 They are unit tests: no QEMU is needed.
 """
+import asyncio
+import json
+import socket
+import tempfile
+import threading
 import unittest
-from typing import List
+from typing import Dict, List
 
 from qemu.live_update.cmdline import CommandLine, Option
 from qemu.live_update.error import Refused
+from qemu.live_update.monitor import Monitor, MonitorError
 from qemu.live_update.names import LONGEST, Names, public
 from qemu.live_update.process import service_of
 
@@ -177,6 +183,54 @@ class Files(unittest.TestCase):
         names.private('/' + 'x' * room)
         with self.assertRaisesRegex(Refused, '1 bytes too long'):
             names.private('/' + 'x' * (room + 1))
+
+
+class Connecting(unittest.TestCase):
+    """A monitor that ends the connection of a client that comes"""
+
+    @staticmethod
+    def serve(listener: socket.socket, ended: int) -> None:
+        """Be a monitor that ends so many connections, and keeps the next."""
+        greeting = {'QMP': {'version': {'qemu': {
+            'micro': 0, 'minor': 0, 'major': 1}, 'package': ''},
+            'capabilities': []}}
+        for number in range(ended + 1):
+            client, _ = listener.accept()
+            with client:
+                client.sendall(json.dumps(greeting).encode() + b'\r\n')
+                # A command has no end of line, and the next one waits.
+                while number == ended and (command := client.recv(4096)):
+                    answer: Dict[str, object] = {'return': {}}
+                    if 'id' in json.loads(command):
+                        answer['id'] = json.loads(command)['id']
+                    client.sendall(json.dumps(answer).encode() + b'\r\n')
+
+    def connect(self, ended: int) -> None:
+        """Connect to such a monitor."""
+        async def work(path: str) -> None:
+            monitor = Monitor('QEMU', path)
+            await monitor.connect()
+            self.assertEqual(await monitor.ask('query'), {})
+            await monitor.close()
+
+        with tempfile.TemporaryDirectory() as folder, \
+                socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f'{folder}/qmp')
+            listener.listen()
+            server = threading.Thread(target=self.serve, daemon=True,
+                                      args=(listener, ended))
+            server.start()
+            asyncio.run(work(f'{folder}/qmp'))
+            server.join()
+
+    def test_once(self) -> None:
+        """One that does so once, as QEMU may, is connected to again."""
+        self.connect(1)
+
+    def test_always(self) -> None:
+        """One that always does so is no monitor."""
+        with self.assertRaisesRegex(MonitorError, 'does not speak QMP'):
+            self.connect(9)
 
 
 class Services(unittest.TestCase):

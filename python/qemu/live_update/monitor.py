@@ -12,10 +12,19 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from .process import listener
 
 ANSWER = 10             # seconds within which a monitor must answer
+ATTEMPTS = 3
 
 
 class MonitorError(Exception):
     """A monitor did not do as it was told; says why."""
+
+
+def _was_ended(error: Optional[BaseException]) -> bool:
+    """Did the other side end the connection?"""
+    while error and not isinstance(error, (EOFError, BrokenPipeError,
+                                           ConnectionResetError)):
+        error = error.__cause__
+    return error is not None
 
 
 class Monitor:
@@ -29,12 +38,29 @@ class Monitor:
         self.name = name
         self.path = path
         self.pid = 0
-        self.qmp = QMPClient(name)
+        self.qmp = self._client()
+
+    def _client(self) -> QMPClient:
+        client = QMPClient(self.name)
         # Errors reach the user as messages of ours.
-        self.qmp.logger.setLevel(logging.CRITICAL)
+        client.logger.setLevel(logging.CRITICAL)
+        return client
 
     async def connect(self) -> None:
         """Connect; pid is then the process that listens there."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                await self._connect()
+                return
+            except MonitorError as error:
+                # QEMU may end the connection of a client that comes in the
+                # moment in which it notices that another one has left.
+                if not _was_ended(error):
+                    raise
+                self.qmp = self._client()
+        await self._connect()
+
+    async def _connect(self) -> None:
         client = socket.socket(socket.AF_UNIX)
         try:
             client.settimeout(ANSWER)
