@@ -15,7 +15,7 @@ from pycotap import TAPTestRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = ('build', 'stock', 'demo', 'check', 'fuzz', 'sanitize', 'lint',
-         'bisect', 'variants', 'bench', 'docs', 'refresh', 'series',
+         'bisect', 'variants', 'torture', 'bench', 'docs', 'refresh', 'series',
          'help')
 
 

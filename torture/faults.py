@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Faults: what is done to a transfer, by signals, limits, and in its stream
+"""
+import contextlib
+import os
+import re
+import resource
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Callable, List, Optional
+
+from functional.relay import Relay
+from guest.backend import Backend
+
+from .choices import STREAM, Fault
+from .machine import Machine
+
+MEGABYTE = 1024 * 1024
+
+
+class Saboteur(Relay):
+    """
+    A relay that does something to the stream, or in the middle of it.
+
+    @param fault: what, and where
+    @param source, dest: the two QEMUs
+    """
+
+    def __init__(self, path: str, target: str, fault: Fault, source: Machine,
+                 dest: Machine) -> None:
+        self._fault = fault
+        self._source = source
+        self._dest = dest
+        super().__init__(path, target, limit=fault.place)
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):      # a QEMU may be gone
+            super()._run()
+
+    def _pass_on(self, end: socket.socket, source: socket.socket,
+                 dest: socket.socket) -> bool:
+        if end is source and self._limit == self.passed:
+            self.reached.set()
+            self._limit = None
+            return self._act(source, dest)
+        room = 65536
+        if end is source and self._limit is not None:
+            room = min(room, self._limit - self.passed)
+        if end is dest:
+            return bool(self._carry(end, source, room))
+        carried = self._carry(end, dest, room)
+        self.passed += carried
+        return bool(carried)
+
+    def _carry(self, end: socket.socket, other: socket.socket, room: int,
+               change: int = 0) -> int:
+        """
+        Carry over what there is; how much?  0: one of the QEMUs is gone.
+
+        @param change: bits of the first byte that are to be wrong
+        """
+        fds: List[int] = []
+        try:
+            data, fds, _, _ = socket.recv_fds(end, room, 64,
+                                              socket.MSG_CMSG_CLOEXEC)
+            if data and change:
+                data = bytes([data[0] ^ change]) + data[1:]
+            if data:
+                sent = socket.send_fds(other, [data], fds)
+                other.sendall(data[sent:])
+        except OSError:
+            data = b''
+        finally:
+            for number in fds:
+                os.close(number)
+        if not data:
+            with contextlib.suppress(OSError):
+                other.shutdown(socket.SHUT_WR)
+        return len(data)
+
+    def _act(self, source: socket.socket, dest: socket.socket) -> bool:
+        kind = self._fault.kind
+        if kind == 'kill-source-at-byte':
+            self._source.signal(signal.SIGKILL)
+        elif kind == 'kill-destination-at-byte':
+            self._dest.signal(signal.SIGKILL)
+        elif kind == 'full-socket':
+            time.sleep(self._fault.length)
+        elif kind == 'corrupted-stream':
+            return bool(self._carry(source, dest, 1,
+                                    1 << int(self._fault.amount * 8)))
+        elif kind == 'truncated-stream':
+            for sock in source, dest:
+                sock.shutdown(socket.SHUT_RDWR)
+            return False
+        return True
+
+
+def stream_fault(faults: List[Fault]) -> Optional[Fault]:
+    """The one of the faults, if any, that takes a relay."""
+    return next((fault for fault in faults if fault.kind in STREAM), None)
+
+
+class Timed:
+    """Signals at their times, counted from now, by threads of their own."""
+
+    def __init__(self) -> None:
+        self.begin = time.monotonic()
+        self._threads: List[threading.Thread] = []
+        self._errors: List[BaseException] = []
+
+    def at(self, when: float, work: Callable[[], object]) -> None:
+        """Do something at a time."""
+        def wait_and_work() -> None:
+            self.sleep_until(when)
+            try:
+                work()
+            except BaseException as error:  # pylint: disable=broad-except
+                self._errors.append(error)
+
+        self._threads.append(threading.Thread(target=wait_and_work))
+        self._threads[-1].start()
+
+    def sleep_until(self, when: float) -> None:
+        """Let time pass."""
+        time.sleep(max(0.0, self.begin + when - time.monotonic()))
+
+    def join(self) -> None:
+        """Wait until all is done."""
+        for thread in self._threads:
+            thread.join()
+        if self._errors:
+            raise self._errors[0]
+
+    def freeze(self, fault: Fault, send: Callable[[int], object]) -> None:
+        """Let a process stop for a while."""
+        self.at(fault.when, lambda: send(signal.SIGSTOP))
+        self.at(fault.when + fault.length, lambda: send(signal.SIGCONT))
+
+    def restart(self, fault: Fault, backend: Backend) -> None:
+        """Kill a back-end, and start it again later."""
+        self.at(fault.when, backend.kill)
+        self.at(fault.when + fault.length, backend.start)
+
+
+def virtual_memory(pid: int) -> int:
+    """The address space that a process uses, in bytes."""
+    pages = Path(f'/proc/{pid}/statm').read_text('ascii').split()[0]
+    return int(pages) * resource.getpagesize()
+
+
+def highest_file(pid: int) -> int:
+    """The highest number of a file that a process has open."""
+    return max(int(name) for name in os.listdir(f'/proc/{pid}/fd'))
+
+
+class Limits:
+    """Limits of the resources of a QEMU, and the end of these."""
+
+    def __init__(self, vm: Machine) -> None:
+        self._vm = vm
+
+    def _set(self, kind: int, soft: int) -> None:
+        pid = self._vm.get_pid()
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if pid:
+                _, hard = resource.prlimit(pid, kind)
+                resource.prlimit(pid, kind, (soft, hard))
+
+    def apply(self, fault: Fault, room: int) -> None:
+        """
+        Let it run out of something.
+
+        @param room: files that a transfer takes
+        """
+        pid = self._vm.get_pid()
+        if not pid:
+            return
+        self._vm.is_limited = True
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if fault.kind == 'fd-limit':
+                self._set(resource.RLIMIT_NOFILE, highest_file(pid) + 1 +
+                          int(fault.amount * room))
+            else:
+                self._set(resource.RLIMIT_AS, virtual_memory(pid) + int(
+                    fault.amount ** 3 * 64 * MEGABYTE))
+
+    def lift(self) -> None:
+        """Give it all that it wants."""
+        pid = self._vm.get_pid()
+        for kind in resource.RLIMIT_NOFILE, resource.RLIMIT_AS:
+            with contextlib.suppress(ProcessLookupError):
+                if pid:
+                    _, hard = resource.prlimit(pid, kind)
+                    resource.prlimit(pid, kind, (hard, hard))
+
+
+def uses_sanitizer(binary: str) -> bool:
+    """Was it built with one, which takes all address space there is?"""
+    with open(binary, 'rb') as program:
+        return bool(re.search(rb'__asan_init', program.read()))

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A round with scripts/live-update, which is interrupted or killed
+"""
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from functional.test_live_update_failures import LiveUpdateFailures
+from functional.live_update_case import Scene
+from functional.transfer import COPY
+
+from .choices import Plan, ToolFault
+from .evidence import keep_backtraces
+from .machine import BAD, BAD_CONSOLE
+from .tally import Tally
+
+MEMFD = 'memory-backend-memfd,share=on'
+
+
+class ToolRound(LiveUpdateFailures):
+    """
+    A round.
+
+    @param plan: what is to happen
+    @param tally: takes note of it
+    @param until: begin no more updates after this time.monotonic()
+    @param folder: for what is to be looked at if something is wrong
+    """
+
+    def __init__(self, plan: Plan, tally: Tally, until: float,
+                 folder: Path) -> None:
+        super().__init__('carry_out')
+        self.plan = plan
+        self.tally = tally
+        self.until = until
+        self.folder = folder
+
+    def carry_out(self) -> None:
+        """Boot, and update."""
+        scene = self.scene(
+            ram=MEMFD if self.plan.mode == COPY else self.plan.mode,
+            disks=len(self.plan.disks))
+        try:
+            self.update_all(scene)
+        except BaseException:
+            self.keep_evidence(scene)
+            raise
+
+    def keep_evidence(self, scene: Scene) -> None:
+        """Write down all that is known."""
+        keep_backtraces(self.folder)
+        for file in scene.vm.log, scene.vm.console:
+            if file.exists():
+                shutil.copy(file, self.folder)
+
+    def update_all(self, scene: Scene) -> None:
+        """Boot, and carry out all updates."""
+        scene.boot()
+        self.tally.add('boots')
+        for fault in self.plan.tool:
+            if time.monotonic() > self.until:
+                break
+            self.tally.begin_tool(fault)
+            outcome = self.update(scene, fault)
+            self.tally.end(outcome)
+            if outcome == 'lost':
+                return
+        scene.stop_load()
+        text = scene.vm.log.read_text('utf-8', 'replace')
+        self.assertIsNone(BAD.search(text), text)
+        text = scene.vm.console.read_text('utf-8', 'replace')
+        self.assertIsNone(BAD_CONSOLE.search(text), text)
+        for disk in scene.disks:
+            self.assertTrue(disk.backend.is_running())
+            text = disk.backend.output()
+            self.assertIsNone(BAD.search(text), text)
+
+    def update(self, scene: Scene, fault: ToolFault) -> str:
+        """One update; says what became of it."""
+        before, old = scene.state(), scene.vm.pid
+        if fault.kind == 'none':
+            self.assert_updates(scene)
+            return 'moved'
+        tool = scene.tool()
+        self.addCleanup(tool.kill)
+        if fault.kind == 'kill-new':
+            assert tool.wait_for('start')
+        time.sleep(fault.when)
+        killed = []
+        if fault.kind == 'kill-new':
+            for pid in scene.new_qemus():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+        elif fault.kind == 'SIGKILL':
+            tool.kill()
+            self.assert_completes(scene, before)
+            return 'moved'
+        else:
+            tool.send(getattr(signal, fault.kind))
+        if not tool.next():     # it was interrupted before it said anything
+            self.assertEqual(scene.state(), before)
+            return 'stayed'
+        outcome = tool.end()
+        if killed and (outcome.status == 3 or
+                       outcome.result.get('pid') in killed):
+            return 'lost'       # it had begun to run the VM
+        self.assert_survived(scene, before, old, outcome)
+        return 'stayed' if outcome.status else 'moved'
