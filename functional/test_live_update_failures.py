@@ -551,6 +551,29 @@ class LiveUpdateFailures(LiveUpdateTest):
             self.assert_completes(scene, before)
         scene.stop_load()
 
+    # The back-end dies
+
+    def test_backend_dies(self) -> None:
+        """Whichever QEMU has the VM then connects to the next back-end."""
+        scene = self.scene(chardev=',reconnect-ms=100').boot()
+        scene.stop_load()
+        backend = scene.disks[0].backend
+        for moment in 'd0', 'start', 'migrate', 'names':
+            with self.subTest(moment):
+                old = scene.vm.pid
+                tool = scene.tool()
+                self.assertTrue(tool.wait_for(moment))
+                backend.kill()
+                outcome = tool.end()
+                self.assertIn(outcome.status, (0, 1, 2), outcome)
+                backend.start()
+                if scene.vm.pid != old:
+                    scene.vm.connect()
+                scene.start_load()
+                scene.check_alive()
+                self.assert_updates(scene)
+                scene.stop_load()
+
     # The new QEMU is killed, or does not answer
 
     @contextlib.contextmanager
