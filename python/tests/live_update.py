@@ -186,18 +186,19 @@ class Files(unittest.TestCase):
 
 
 class Connecting(unittest.TestCase):
-    """A monitor that ends the connection of a client that comes"""
+    """A monitor that does not do at first what a client expects"""
 
     @staticmethod
-    def serve(listener: socket.socket, ended: int) -> None:
-        """Be a monitor that ends so many connections, and keeps the next."""
+    def serve(listener: socket.socket, ended: int, said: bytes) -> None:
+        """Be a monitor that says something and ends so many connections."""
         greeting = {'QMP': {'version': {'qemu': {
             'micro': 0, 'minor': 0, 'major': 1}, 'package': ''},
             'capabilities': []}}
         for number in range(ended + 1):
             client, _ = listener.accept()
             with client:
-                client.sendall(json.dumps(greeting).encode() + b'\r\n')
+                client.sendall(json.dumps(greeting).encode() + b'\r\n' +
+                               (said if number < ended else b''))
                 # A command has no end of line, and the next one waits.
                 while number == ended and (command := client.recv(4096)):
                     answer: Dict[str, object] = {'return': {}}
@@ -205,7 +206,7 @@ class Connecting(unittest.TestCase):
                         answer['id'] = json.loads(command)['id']
                     client.sendall(json.dumps(answer).encode() + b'\r\n')
 
-    def connect(self, ended: int) -> None:
+    def connect(self, ended: int, said: bytes = b'') -> None:
         """Connect to such a monitor."""
         async def work(path: str) -> None:
             monitor = Monitor('QEMU', path)
@@ -218,7 +219,7 @@ class Connecting(unittest.TestCase):
             listener.bind(f'{folder}/qmp')
             listener.listen()
             server = threading.Thread(target=self.serve, daemon=True,
-                                      args=(listener, ended))
+                                      args=(listener, ended, said))
             server.start()
             asyncio.run(work(f'{folder}/qmp'))
             server.join()
@@ -226,6 +227,11 @@ class Connecting(unittest.TestCase):
     def test_once(self) -> None:
         """One that does so once, as QEMU may, is connected to again."""
         self.connect(1)
+
+    def test_event(self) -> None:
+        """So is one from which an event comes before the first answer."""
+        self.connect(1, b'{"event": "STOP", "timestamp": {"seconds": 1, '
+                        b'"microseconds": 1}}\r\n')
 
     def test_always(self) -> None:
         """One that always does so is no monitor."""

@@ -19,10 +19,16 @@ class MonitorError(Exception):
     """A monitor did not do as it was told; says why."""
 
 
-def _was_ended(error: Optional[BaseException]) -> bool:
-    """Did the other side end the connection?"""
-    while error and not isinstance(error, (EOFError, BrokenPipeError,
-                                           ConnectionResetError)):
+def _may_pass(error: Optional[BaseException]) -> bool:
+    """
+    Could it be otherwise the next time?
+
+    QEMU may end the connection of a client that comes in the moment in which
+    another one leaves, or send an event before its first answer, which the
+    library takes for an answer (AssertionError).
+    """
+    while error and not isinstance(error, (
+            EOFError, BrokenPipeError, ConnectionResetError, AssertionError)):
         error = error.__cause__
     return error is not None
 
@@ -53,9 +59,7 @@ class Monitor:
                 await self._connect()
                 return
             except MonitorError as error:
-                # QEMU may end the connection of a client that comes in the
-                # moment in which it notices that another one has left.
-                if not _was_ended(error):
+                if not _may_pass(error):
                     raise
                 self.qmp = self._client()
         await self._connect()
