@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from guest.agent import Guest
-from guest.backend import is_listening
 from guest.vm import VM, VMLaunchFailure
+from qemu.live_update.process import is_listening
 
 from .disks import Disk
 from .testcase import TestCase

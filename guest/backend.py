@@ -10,23 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import List, Optional, Type
 
+from qemu.live_update.process import is_listening
+
 from . import OBJ, existing
-
-
-def is_listening(path: str) -> bool:
-    """
-    Does somebody listen on this UNIX socket?
-
-    Asks the kernel: a back-end might take a probing connection for its client.
-    """
-    accepting = 0x10000         # __SO_ACCEPTCON
-    with open('/proc/net/unix', encoding='utf-8') as sockets:
-        next(sockets)
-        for line in sockets:
-            words = line.split()
-            if words[-1] == path and int(words[3], 16) & accepting:
-                return True
-    return False
 
 
 def make_disk(path: str, megabytes: int = 16) -> str:

@@ -21,6 +21,7 @@ from guest.agent import GuestError
 from guest.backend import Backend, SampleBackend, make_disk
 from guest.vm import HOTPLUG_BUSES
 
+from .assignment import Assignment
 from .choices import (COMMANDS, DELAYED, LIMITS, PLUG_WAITING, SAMPLE, SLOW,
                       THROTTLED, UNPLUG, DiskChoice, Fault, Plan, Transfer)
 from .evidence import keep_backtraces
@@ -157,24 +158,12 @@ class Member:
                 f'the back-end of {self.name} has ended: {text}'
 
 
-class TortureRound(TransferTest):
-    """
-    A round.
-
-    @param plan: what is to happen
-    @param tally: takes note of it
-    @param until: begin no more transfers after this time.monotonic()
-    @param folder: for what is to be looked at if something is wrong
-    """
-    plan: Plan
+class TortureRound(Assignment, TransferTest):
+    """A round with transfers."""
 
     def __init__(self, plan: Plan, tally: Tally, until: float,
                  folder: Path) -> None:
-        super().__init__('carry_out')
-        self.plan = plan
-        self.tally = tally
-        self.until = until
-        self.folder = folder
+        super().__init__(plan, tally, until, folder)
         self.machines: List[Machine] = []
         self.members: List[Member] = []     # those that are plugged in
         self.all_members: List[Member] = []

@@ -7,37 +7,21 @@ import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 from functional.test_live_update_failures import LiveUpdateFailures
 from functional.live_update_case import Scene
 from functional.transfer import COPY
 
-from .choices import Plan, ToolFault
+from .assignment import Assignment
+from .choices import ToolFault
 from .evidence import keep_backtraces
 from .machine import BAD, BAD_CONSOLE
-from .tally import Tally
 
 MEMFD = 'memory-backend-memfd,share=on'
 
 
-class ToolRound(LiveUpdateFailures):
-    """
-    A round.
-
-    @param plan: what is to happen
-    @param tally: takes note of it
-    @param until: begin no more updates after this time.monotonic()
-    @param folder: for what is to be looked at if something is wrong
-    """
-
-    def __init__(self, plan: Plan, tally: Tally, until: float,
-                 folder: Path) -> None:
-        super().__init__('carry_out')
-        self.plan = plan
-        self.tally = tally
-        self.until = until
-        self.folder = folder
+class ToolRound(Assignment, LiveUpdateFailures):
+    """A round with updates."""
 
     def carry_out(self) -> None:
         """Boot, and update."""

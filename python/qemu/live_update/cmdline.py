@@ -132,10 +132,6 @@ class CommandLine(List[Option]):
         """Remove all options of some names."""
         self[:] = [option for option in self if option.name not in names]
 
-    def ids(self) -> Dict[str, Option]:
-        """What the user gave names to."""
-        return {option.id: option for option in self if option.id}
-
     def check(self) -> None:
         """Refuse options that cannot be given to a second QEMU."""
         for option in self:

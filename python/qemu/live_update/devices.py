@@ -126,7 +126,7 @@ class Catalog:
                     'plugged without an id and cannot be reproduced; plug '
                     'it with one, or give the command line anew after "--"')
         for option in list(self._options.named('device')):
-            name = str(option.keys().get('id', ''))
+            name = option.id
             if name and (f'{NAMED}/{name}' not in present or name in plugged):
                 self._options.remove(option)
                 if name not in plugged:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import List, Optional
 
 from .error import NeedsPerson, Refused
-from .monitor import Monitor, MonitorError
+from .monitor import UNDER_WAY, Monitor, MonitorError
 from .names import OLD, PREFIX, Names
 from .output import Output
 from .process import Process, end_all, find
 from .succession import PATIENCE, take_place
 
-UNDER_WAY = 'setup', 'active', 'device', 'cancelling', 'pre-switchover'
 SENT = 'finish-migrate', 'postmigrate'
 
 

@@ -13,6 +13,9 @@ from .process import listener
 
 ANSWER = 10             # seconds within which a monitor must answer
 ATTEMPTS = 3
+# The states of a migration that has begun and not ended.
+UNDER_WAY = ('setup', 'active', 'device', 'cancelling', 'wait-unplug',
+             'pre-switchover')
 
 
 class MonitorError(Exception):
@@ -110,9 +113,7 @@ class Monitor:
                                f'within {ANSWER} s') from None
         except ExecuteError as error:
             raise MonitorError(f'{error}') from error
-        except (QMPError, asyncio.CancelledError, EOFError, OSError) as error:
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except (QMPError, EOFError, OSError) as error:
             raise MonitorError(f'{self.name} has ended') from error
 
     # What it is
@@ -175,6 +176,11 @@ class Monitor:
         """What is known of each chardev."""
         return {item['label']: item
                 for item in await self.ask('query-chardev')}
+
+    async def machine(self) -> str:
+        """The type of the VM's machine."""
+        name = str(await self.get('/machine', 'type'))
+        return name[:-len('-machine')]
 
     async def machines(self) -> Set[str]:
         """The types of machines that it knows."""

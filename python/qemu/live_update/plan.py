@@ -12,7 +12,7 @@ from .cmdline import CommandLine
 from .devices import Catalog, Device, devices
 from .error import Refused
 from .memory import CPR, IGNORE_SHARED, Mode, choose_mode
-from .monitor import Monitor, MonitorError
+from .monitor import UNDER_WAY, Monitor, MonitorError
 from .names import Names
 from .output import Output
 from .probe import Probe
@@ -108,8 +108,7 @@ class Plan:
             raise Refused(f"the VM is the main process of '{service}': "
                           'systemd would end both QEMUs with the old one; '
                           'use Type=forking, PIDFile= and -pidfile')
-        machine = str(await self.monitor.get('/machine', 'type'))
-        options.set_machine(machine[:-len('-machine')])
+        options.set_machine(await self.monitor.machine())
         self.devices = await devices(self.monitor)
         if self._given is None:
             catalog = Catalog(self.monitor, options)
@@ -161,34 +160,35 @@ class Plan:
         if not os.access(self.binary, os.X_OK):
             raise Refused(f"'{self.binary}' is not a program")
         async with Probe(self.binary) as new:
-            machine = str(await self.monitor.get('/machine', 'type'))
-            if machine[:-len('-machine')] not in await new.machines():
-                raise Refused(
-                    f"'{self.binary}' does not know the machine "
-                    f"'{machine[:-len('-machine')]}' of this VM")
+            machine = await self.monitor.machine()
+            if machine not in await new.machines():
+                raise Refused(f"'{self.binary}' does not know the machine "
+                              f"'{machine}' of this VM")
             self._output.check('binary', 'ok', f'{self.binary}, QEMU '
                                f'{await new.version()}')
-            known = PARAMETER in await new.parameters()
-            self.transfer = \
-                PARAMETER in await self.monitor.parameters() and known
+            here, there = [PARAMETER in await monitor.parameters()
+                           for monitor in (self.monitor, new)]
+            self.transfer = here and there
             for device in self.devices.values():
                 if device.driver.startswith('vhost-user'):
                     await self._try(device.name,
-                                    self._check_device(device, known, new))
+                                    self._check_device(device, here, there,
+                                                       new))
 
-    async def _check_device(self, device: Device, known: bool,
+    async def _check_device(self, device: Device, here: bool, there: bool,
                             new: Monitor) -> None:
+        """Can it be moved?  here, there: which QEMU has the parameter?"""
         what = f"the device '{device.name}' ({device.driver})"
         takes_part = await self.monitor.get(device.path, PROPERTY)
         if takes_part is None:
-            if PARAMETER in await self.monitor.parameters():
+            if here:
                 raise Refused(f'{what} cannot be moved with its back-end '
                               'yet; unplug it first')
             raise Refused(
                 f'the running QEMU cannot hand over the back-end of {what}: '
                 'it is without backend-transfer; unplug the device first, or '
                 'start the VM anew with a QEMU that has it')
-        if not known or PROPERTY not in (
+        if not there or PROPERTY not in (
                 await new.properties(device.driver) or {}):
             raise Refused(f"'{self.binary}' cannot take over the back-end of "
                           f'{what}; take a QEMU that has backend-transfer')
@@ -208,8 +208,7 @@ class Plan:
 
     async def _check_migration(self) -> None:
         state = await self.monitor.migration()
-        if state.get('status') in ('active', 'setup', 'device', 'cancelling',
-                                   'wait-unplug', 'pre-switchover'):
+        if state.get('status') in UNDER_WAY:
             raise Refused('the VM is being migrated')
         reasons = state.get('blocked-reasons', [])
         if reasons:

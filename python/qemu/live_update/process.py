@@ -20,7 +20,11 @@ PIDFD_GETFD = 438       # the number of the system call on all architectures
 
 
 def is_listening(path: str) -> bool:
-    """Does somebody listen on this UNIX socket?  It is not connected to."""
+    """
+    Does somebody listen on this UNIX socket?
+
+    Asks the kernel: who listens might take a probing connection for a client.
+    """
     accepting = 0x10000         # __SO_ACCEPTCON
     with open('/proc/net/unix', encoding='utf-8', errors='replace') as sockets:
         return any(len(words) > 7 and words[7] == path and
@@ -83,8 +87,7 @@ class Process:
     @property
     def identity(self) -> str:
         """Tells it from others, also from those that get its number later."""
-        started = self._read('stat').rpartition(')')[2].split()[19]
-        return f'{self.pid} {started}'
+        return f'{self.pid} {self._stat()[19]}'
 
     def close(self) -> None:
         """Give up the file descriptor that stands for it."""
@@ -92,6 +95,10 @@ class Process:
 
     def _read(self, name: str) -> str:
         return os.fsdecode((self._proc / name).read_bytes())
+
+    def _stat(self) -> List[str]:
+        """What "stat" has after the name, which may be anything."""
+        return self._read('stat').rpartition(')')[2].split()
 
     @property
     def arguments(self) -> List[str]:
@@ -125,7 +132,7 @@ class Process:
 
     def service(self) -> str:
         """The systemd service that ends when this process ends, or ''."""
-        parent = self._read('stat').rpartition(')')[2].split()[1]
+        parent = self._stat()[1]
         with contextlib.suppress(OSError):
             if Path(f'/proc/{parent}/comm').read_text('utf-8') == 'systemd\n':
                 return service_of(self._read('cgroup'))
@@ -141,7 +148,7 @@ class Process:
         """Has it ended (and nobody but its parent may see it still)?"""
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             signal.pidfd_send_signal(self._fd, 0)
-            return self._read('stat').rpartition(')')[2].split()[0] == 'Z'
+            return self._stat()[0] == 'Z'
         return True
 
     async def wait(self, timeout: float) -> bool:

@@ -157,11 +157,9 @@ class Update:
                 self._channel_to('main', 'migration'),
                 self._channel_to('cpr', 'cpr')])
             await self._connect()
-            await self._prepare(new)
-            await new.ask('migrate-incoming', uri=uri, exit_on_error=False)
+            await self._receive(uri)
         else:
-            await self._prepare(new)
-            await new.ask('migrate-incoming', uri=uri, exit_on_error=False)
+            await self._receive(uri)
             self._sent = True
             await old.ask('migrate', uri=uri)
         while True:
@@ -174,6 +172,11 @@ class Update:
             await asyncio.sleep(POLL)
         self._output.step('migrate', 'the VM was moved, with a downtime of '
                           f'{state["downtime"]} ms')
+
+    async def _receive(self, uri: str) -> None:
+        """Have the new QEMU wait for the VM."""
+        await self._prepare(self._new)
+        await self._new.ask('migrate-incoming', uri=uri, exit_on_error=False)
 
     def _channel_to(self, kind: str, name: str) -> Dict[str, object]:
         return {'channel-type': kind, 'addr': {
@@ -249,12 +252,12 @@ class Update:
             await self._end_new()
             state = await self._settled()
         if state == 'completed' and not await self._runs(self._old) and \
-                await self._until(self._runs, self._new):
+                await self._soon_runs(self._new):
             return
         if await self._old_runs(state):
             await self._restore()
             raise Failed(f'{why}; the VM runs on in the old QEMU')
-        if await self._until(self._runs, self._new):
+        if await self._soon_runs(self._new):
             return
         raise NeedsPerson(
             f'{why}; neither QEMU runs the VM now: look at both, at '
@@ -275,22 +278,21 @@ class Update:
         # It goes on by itself, a moment after the migration has failed.  One
         # that was refused has not stopped it; then the state is of an
         # earlier one, by which the VM came to this QEMU.
-        if await self._until(self._runs, self._old,
-                             0.1 if state == 'completed' else 1):
+        if await self._soon_runs(self._old,
+                                 0.1 if state == 'completed' else 1):
             return True
         if self._plan.transfer or state != 'completed':
             with contextlib.suppress(MonitorError):
                 if self._plan.status == 'running':
                     await self._old.ask('cont')
-                return await self._until(self._runs, self._old)
+                return await self._soon_runs(self._old)
         return False
 
-    @staticmethod
-    async def _until(condition: Any, monitor: Monitor,
-                     timeout: float = PATIENCE) -> bool:
-        """Wait for something that should be so in a moment."""
+    async def _soon_runs(self, monitor: Monitor,
+                         timeout: float = PATIENCE) -> bool:
+        """Wait for what should be so in a moment: that it runs there."""
         for _ in range(int(timeout / POLL)):
-            if await condition(monitor):
+            if await self._runs(monitor):
                 return True
             await asyncio.sleep(POLL)
         return False
