@@ -4,14 +4,17 @@ What functional tests share: resources that go away with the test, and TAP
 """
 import os
 import socket
+import sys
 import tempfile
 import unittest
-from typing import Any
+from typing import Any, List
 
 import pycotap
 
 from guest.backend import Backend, SampleBackend, StorageDaemon, make_disk
 from guest.vm import VM
+
+from .evidence import describe_all
 
 
 class Server:
@@ -56,6 +59,17 @@ class TestCase(unittest.TestCase):
         folder = tempfile.TemporaryDirectory(prefix='qemu-functional-')
         self.addCleanup(folder.cleanup)
         self._folder = folder.name
+        self._vms: List[VM] = []
+
+    def doCleanups(self) -> None:
+        outcome: Any = getattr(self, '_outcome')
+        if not outcome.success:
+            self.keep_evidence()
+        super().doCleanups()
+
+    def keep_evidence(self) -> None:
+        """The test has failed: say what can be seen of its processes."""
+        print(describe_all(self._vms), file=sys.stderr)
 
     def path(self, name: str) -> str:
         """A path in the test's own folder."""
@@ -64,6 +78,7 @@ class TestCase(unittest.TestCase):
     def vm(self, *args: str, **options: Any) -> VM:
         """A VM that is not started yet; see guest.vm.VM."""
         vm = VM(*args, **options)
+        self._vms.append(vm)
         self.addCleanup(vm.shutdown)
         return vm
 

@@ -17,11 +17,11 @@ import unittest
 from pathlib import Path
 from typing import List
 
+from functional.evidence import children
 from functional.watch import wait_for
 from guest import ROOT
 
 from .choices import choose
-from .evidence import children
 from .round import TortureRound
 from .tally import Tally
 from .tool_round import ToolRound

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, List, Optional, Set
 
 from functional.disks import Daemon, Disk
+from functional.evidence import describe_all, keep_cores
 from functional.relay import Relay
 from functional.transfer import Line, plug
 from functional.transfer_case import TransferTest
@@ -24,7 +25,6 @@ from guest.vm import HOTPLUG_BUSES
 from .assignment import Assignment
 from .choices import (COMMANDS, DELAYED, LIMITS, PLUG_WAITING, SAMPLE, SLOW,
                       THROTTLED, UNPLUG, DiskChoice, Fault, Plan, Transfer)
-from .evidence import keep_backtraces
 from .faults import Limits, Saboteur, Timed, stream_fault, uses_sanitizer
 from .machine import BAD, GONE, TROUBLE, Machine, has_ended
 from .tally import Tally
@@ -180,21 +180,11 @@ class TortureRound(Assignment, TransferTest):
 
     # The VM
 
-    def carry_out(self) -> None:
-        """Boot, and transfer."""
-        try:
-            self.transfer_all()
-        except BaseException:
-            self.keep_evidence()
-            raise
-
     def keep_evidence(self) -> None:
         """Write down all that is known."""
-        keep_backtraces(self.folder)
-        with contextlib.suppress(GuestError, OSError, AssertionError):
-            (self.folder / 'guest').write_text(self.line.guest.run(
-                'head /sys/block/vd*/size /sys/block/vd*/inflight; ps; '
-                'dmesg | tail -n 100', 20), 'utf-8')
+        keep_cores(self.folder)
+        (self.folder / 'state').write_text(describe_all(self.machines),
+                                           'utf-8')
         for number, machine in enumerate(self.machines):
             for name, text in machine.logs().items():
                 (self.folder / f'qemu{number}-{name}').write_text(
@@ -203,7 +193,7 @@ class TortureRound(Assignment, TransferTest):
             (self.folder / f'backend-{member.name}').write_text(
                 member.backend.output(), 'utf-8')
 
-    def transfer_all(self) -> None:
+    def carry_out(self) -> None:
         """Boot, and carry out all transfers."""
         self.work = Work()
         self.all_members = [

@@ -7,14 +7,16 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
+from typing import Sequence
 
+from functional.evidence import describe_all, keep_cores
 from functional.test_live_update_failures import LiveUpdateFailures
 from functional.live_update_case import Scene
 from functional.transfer import COPY
 
 from .assignment import Assignment
 from .choices import ToolFault
-from .evidence import keep_backtraces
 from .machine import BAD, BAD_CONSOLE
 
 MEMFD = 'memory-backend-memfd,share=on'
@@ -22,27 +24,22 @@ MEMFD = 'memory-backend-memfd,share=on'
 
 class ToolRound(Assignment, LiveUpdateFailures):
     """A round with updates."""
+    files: Sequence[Path] = ()      # that tell more if it fails
+
+    def keep_evidence(self) -> None:
+        """Write down all that is known."""
+        keep_cores(self.folder)
+        (self.folder / 'state').write_text(describe_all([]), 'utf-8')
+        for file in self.files:
+            if file.exists():
+                shutil.copy(file, self.folder)
 
     def carry_out(self) -> None:
         """Boot, and update."""
         scene = self.scene(
             ram=MEMFD if self.plan.mode == COPY else self.plan.mode,
             disks=len(self.plan.disks))
-        try:
-            self.update_all(scene)
-        except BaseException:
-            self.keep_evidence(scene)
-            raise
-
-    def keep_evidence(self, scene: Scene) -> None:
-        """Write down all that is known."""
-        keep_backtraces(self.folder)
-        for file in scene.vm.log, scene.vm.console:
-            if file.exists():
-                shutil.copy(file, self.folder)
-
-    def update_all(self, scene: Scene) -> None:
-        """Boot, and carry out all updates."""
+        self.files = [scene.vm.log, scene.vm.console]
         scene.boot()
         self.tally.add('boots')
         for fault in self.plan.tool:
