@@ -6,9 +6,11 @@ Back-ends come and go while nobody runs the guest, or while nobody uses them.
 """
 import os
 import signal
+import socket
 import subprocess
 import time
-from typing import Any
+from select import select
+from typing import Any, Tuple
 
 from guest import OBJ
 from guest.vm import HOTPLUG_BUSES, VM
@@ -154,6 +156,86 @@ class RestartedBackend(TransferTest):
         wait_end(self.source, 'failed')
         self.assertLess(time.monotonic() - started, 10)
         self.check()
+
+
+class SlowPort(TransferTest):
+    """
+    A virtio-serial port, whose host end does not read, moves in its memory
+
+    The old QEMU must not go on with a ring that the new one works on.
+    """
+    @staticmethod
+    def is_throttled(vm: VM) -> bool:
+        """Does the port wait for the host to read?"""
+        tree = vm.cmd('human-monitor-command', {'command-line': 'info qtree'})
+        return 'throttle on' in str(tree)
+
+    def connect(self, number: int) -> socket.socket:
+        """Become the host end of the port in one of the QEMUs."""
+        sock = socket.socket(socket.AF_UNIX)
+        self.addCleanup(sock.close)
+        sock.settimeout(30)
+        sock.connect(self.path(f'port{number}'))
+        return sock
+
+    def args(self, number: int) -> Tuple[str, ...]:
+        """The port, for one of the QEMUs."""
+        return ('-chardev', f'socket,id=slow,path={self.path(f"port{number}")}'
+                            ',server=on,wait=off',
+                '-device', 'virtserialport,chardev=slow,name=slow')
+
+    @staticmethod
+    def write(line: Line, numbers: str) -> int:
+        """Have the guest write lines to the port, each by itself."""
+        return line.guest.start(
+            'for port in /sys/class/virtio-ports/*; do '
+            'if [ "$(cat $port/name)" = slow ]; then '
+            f'for n in $(seq {numbers}); do echo $n; done '
+            '>/dev/${port##*/}; fi; done')
+
+    @staticmethod
+    def read_to(sock: socket.socket, number: int) -> bytes:
+        """Read to the end of a line."""
+        text = b''
+        while not text.endswith(f'\n{number}\n'.encode()):
+            text += sock.recv(65536)
+        return text
+
+    def check_port(self, mode: str) -> None:
+        """Each line arrives once, and the port goes on to work."""
+        line = Line(self, mode=mode)
+        source = line.boot(*self.args(0))
+        old = self.connect(0)
+        written = self.write(line, '20000')
+        wait_for('the port is full', lambda: self.is_throttled(source))
+        dest = line.destination(*self.args(1))
+        new = self.connect(1)
+        line.transfer(source, dest)
+        after = self.read_to(new, 20000)
+        self.assertEqual(line.guest.wait(written).status, 0)
+
+        before = b''
+        while self.is_throttled(source):
+            if select([old], [], [], 0.01)[0]:
+                before += old.recv(65536)
+        written = self.write(line, '20001 30000')
+        after += self.read_to(new, 30000)
+        self.assertEqual(line.guest.wait(written).status, 0)
+        source.shutdown()
+        while data := old.recv(65536):
+            before += data
+        wanted = ''.join(f'{n}\n' for n in range(1, 30001)).encode()
+        self.assertTrue(wanted == before + after,
+                        f'{len(before)} bytes came before and {len(after)} '
+                        f'after the transfer, {len(wanted)} in all were sent')
+
+    def test_slow_port(self) -> None:
+        """RAM is a file that both QEMUs have."""
+        self.check_port(IGNORE_SHARED)
+
+    def test_slow_port_copied_memory(self) -> None:
+        """Each QEMU has RAM of its own."""
+        self.check_port(COPY)
 
 
 class Moments(TransferTest):

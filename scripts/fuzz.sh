@@ -8,7 +8,7 @@
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
-fuzz=build/10.2-sanitize/obj/tests/unit/fuzz-vhost-user-session
+fuzz=build/10.2-asan/obj/tests/unit/fuzz-vhost-user-session
 
 if [ ! -x $fuzz ]; then
     echo "error: $fuzz is not built: type \"./run fuzz\" first." >&2
