@@ -2,12 +2,13 @@
 """
 A relay between two QEMUs, which may stop a migration anywhere in its stream
 """
+import contextlib
 import os
 import socket
 import threading
 from pathlib import Path
 from select import select
-from typing import Optional
+from typing import List, Optional
 
 
 class Relay:
@@ -61,28 +62,53 @@ class Relay:
     def _pass_on(self, end: socket.socket, source: socket.socket,
                  dest: socket.socket) -> bool:
         """Carry over what there is; false: no more from this end."""
+        if end is dest:
+            return bool(self._carry(dest, source))
         room = 65536
-        if end is source and self._limit is not None:
+        if self._limit is not None:
             room = min(room, self._limit - self.passed)
         if not room:
             self.reached.set()
-            return self._swallow and bool(end.recv(65536))
+            return self._at_limit(source, dest)
+        data = self._carry(source, dest, room)
+        self.passed += len(data)
+        self.stream = self.stream[-500000:] + data
+        return bool(data)
+
+    def _at_limit(self, source: socket.socket, dest: socket.socket) -> bool:
+        """The limit is reached, and there is more; false: take no more."""
+        # pylint: disable=unused-argument
         try:
-            data, fds, _, _ = socket.recv_fds(end, room, 64)
-            other = dest if end is source else source
-            if not data:
-                other.shutdown(socket.SHUT_WR)
-                return False
-            sent = socket.send_fds(other, [data], fds)
-            other.sendall(data[sent:])
-            for number in fds:
-                os.close(number)
+            return self._swallow and bool(source.recv(65536))
         except OSError:
             return False        # that QEMU is gone
-        if end is source:
-            self.passed += len(data)
-            self.stream = self.stream[-500000:] + data
-        return True
+
+    @staticmethod
+    def _carry(end: socket.socket, other: socket.socket, room: int = 65536,
+               change: int = 0) -> bytes:
+        """
+        Carry over what there is; nothing: one of the QEMUs is gone.
+
+        @param change: bits of the first byte that are to be wrong
+        """
+        fds: List[int] = []
+        try:
+            data, fds, _, _ = socket.recv_fds(end, room, 64,
+                                              socket.MSG_CMSG_CLOEXEC)
+            if data and change:
+                data = bytes([data[0] ^ change]) + data[1:]
+            if data:
+                sent = socket.send_fds(other, [data], fds)
+                other.sendall(data[sent:])
+        except OSError:
+            data = b''
+        finally:
+            for number in fds:
+                os.close(number)
+        if not data:
+            with contextlib.suppress(OSError):
+                other.shutdown(socket.SHUT_WR)
+        return data
 
     def close(self) -> None:
         """Close all connections."""

@@ -41,46 +41,9 @@ class Saboteur(Relay):
         with contextlib.suppress(OSError):      # a QEMU may be gone
             super()._run()
 
-    def _pass_on(self, end: socket.socket, source: socket.socket,
-                 dest: socket.socket) -> bool:
-        if end is source and self._limit == self.passed:
-            self.reached.set()
-            self._limit = None
-            return self._act(source, dest)
-        room = 65536
-        if end is source and self._limit is not None:
-            room = min(room, self._limit - self.passed)
-        if end is dest:
-            return bool(self._carry(end, source, room))
-        carried = self._carry(end, dest, room)
-        self.passed += carried
-        return bool(carried)
-
-    def _carry(self, end: socket.socket, other: socket.socket, room: int,
-               change: int = 0) -> int:
-        """
-        Carry over what there is; how much?  0: one of the QEMUs is gone.
-
-        @param change: bits of the first byte that are to be wrong
-        """
-        fds: List[int] = []
-        try:
-            data, fds, _, _ = socket.recv_fds(end, room, 64,
-                                              socket.MSG_CMSG_CLOEXEC)
-            if data and change:
-                data = bytes([data[0] ^ change]) + data[1:]
-            if data:
-                sent = socket.send_fds(other, [data], fds)
-                other.sendall(data[sent:])
-        except OSError:
-            data = b''
-        finally:
-            for number in fds:
-                os.close(number)
-        if not data:
-            with contextlib.suppress(OSError):
-                other.shutdown(socket.SHUT_WR)
-        return len(data)
+    def _at_limit(self, source: socket.socket, dest: socket.socket) -> bool:
+        self._limit = None
+        return self._act(source, dest)
 
     def _act(self, source: socket.socket, dest: socket.socket) -> bool:
         kind = self._fault.kind
