@@ -612,11 +612,23 @@ class LiveUpdateFailures(LiveUpdateTest):
                                   'the new QEMU')
             self.assert_updates(scene)
 
+    def assert_private(self, scene: Scene) -> None:
+        """Others cannot get at the sockets that the new QEMU has made."""
+        sockets = {}
+        for folder in scene.vm.folder.glob('.live-update-*'):
+            self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+            for file in filter(Path.is_socket, folder.iterdir()):
+                sockets[file.name] = file.stat().st_mode & 0o777
+        self.assertIn('migration', sockets)
+        self.assertIn(Path(scene.vm.qmp).name, sockets)
+        self.assertEqual(set(sockets.values()), {0o600}, sockets)
+
     def test_killed_in_stream(self) -> None:
         """The new QEMU is killed when it has got a part of the VM."""
         scene = self.scene(ram=MEMFD).boot()
         before = scene.state()
         with self.streaming(scene) as tool:
+            self.assert_private(scene)
             for pid in scene.new_qemus():
                 os.kill(pid, signal.SIGKILL)
             outcome = tool.end()

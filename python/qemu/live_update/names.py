@@ -102,6 +102,14 @@ class Names:
                 if file.name not in (*CHANNELS, OLD):
                     yield file, folder.parent / file.name
 
+    def protect(self) -> None:
+        """Keep others from the sockets, also if they get into the folder."""
+        for folder in self._folders:
+            for file in folder.iterdir():
+                if file.is_socket():
+                    with contextlib.suppress(FileNotFoundError):
+                        os.chmod(file, 0o600)
+
     def publish(self) -> None:
         """
         Give the new QEMU's files their names.

@@ -111,6 +111,7 @@ class Update:
         while not is_listening(path):
             self._check_child()
             await asyncio.sleep(POLL)
+        self._plan.names.protect()
 
     def _check_child(self) -> None:
         """Raises why the new QEMU has ended, if it has."""
@@ -177,6 +178,7 @@ class Update:
         """Have the new QEMU wait for the VM."""
         await self._prepare(self._new)
         await self._new.ask('migrate-incoming', uri=uri, exit_on_error=False)
+        self._plan.names.protect()
 
     def _channel_to(self, kind: str, name: str) -> Dict[str, object]:
         return {'channel-type': kind, 'addr': {
