@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Callable, List, Optional
 
 from functional.relay import Relay
-from guest.backend import Backend
 
 from .choices import STREAM, Fault
 from .machine import Machine
@@ -27,14 +26,13 @@ class Saboteur(Relay):
     A relay that does something to the stream, or in the middle of it.
 
     @param fault: what, and where
-    @param source, dest: the two QEMUs
+    @param kill: kills "source" or "destination"
     """
 
-    def __init__(self, path: str, target: str, fault: Fault, source: Machine,
-                 dest: Machine) -> None:
+    def __init__(self, path: str, target: str, fault: Fault,
+                 kill: Callable[[str], object]) -> None:
         self._fault = fault
-        self._source = source
-        self._dest = dest
+        self._kill = kill
         super().__init__(path, target, limit=fault.place)
 
     def _run(self) -> None:
@@ -47,10 +45,8 @@ class Saboteur(Relay):
 
     def _act(self, source: socket.socket, dest: socket.socket) -> bool:
         kind = self._fault.kind
-        if kind == 'kill-source-at-byte':
-            self._source.signal(signal.SIGKILL)
-        elif kind == 'kill-destination-at-byte':
-            self._dest.signal(signal.SIGKILL)
+        if kind.startswith('kill-'):
+            self._kill(kind.split('-')[1])
         elif kind == 'full-socket':
             time.sleep(self._fault.length)
         elif kind == 'corrupted-stream':
@@ -103,11 +99,6 @@ class Timed:
         """Let a process stop for a while."""
         self.at(fault.when, lambda: send(signal.SIGSTOP))
         self.at(fault.when + fault.length, lambda: send(signal.SIGCONT))
-
-    def restart(self, fault: Fault, backend: Backend) -> None:
-        """Kill a back-end, and start it again later."""
-        self.at(fault.when, backend.kill)
-        self.at(fault.when + fault.length, backend.start)
 
 
 def virtual_memory(pid: int) -> int:

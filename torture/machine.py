@@ -45,7 +45,9 @@ class Machine(VM):
     """
 
     def __init__(self, *args: str, **options: Any) -> None:
-        super().__init__(*args, '-trace', CLAIMED, **options)
+        # A guest that is reset where it comes from boots where it arrives.
+        super().__init__(*args, '-trace', CLAIMED, '-action', 'reboot=reset',
+                         **options)
         self.is_limited = False
         self._answers = False       # its monitor
         self._launcher: Optional[int] = None

@@ -225,7 +225,6 @@ class TortureRound(Assignment, TransferTest):
         source = self.line.boot()
         assert isinstance(source, Machine)
         self.source = source
-        self.source.cmd('set-action', reboot='reset')
         self.tally.add('boots')
         self.work.moved_to(self.line.guest)
         self.booted()
@@ -326,8 +325,10 @@ class TortureRound(Assignment, TransferTest):
         relay: Optional[Relay] = None
         in_stream = stream_fault(transfer.faults)
         if in_stream:
-            relay = Saboteur(self.path('relay'), self.line.path, in_stream,
-                             self.source, dest)
+            relay = Saboteur(
+                self.path('relay'), self.line.path, in_stream,
+                lambda who: self.kill(
+                    self.source if who == 'source' else dest))
             self.addCleanup(relay.close)
         timed = Timed()
         try:
@@ -349,6 +350,17 @@ class TortureRound(Assignment, TransferTest):
             limits.lift()
         self.wait_end(transfer, dest)       # some may have died since
 
+    def kill(self, machine: Machine) -> None:
+        """Kill a QEMU, if it has not ended."""
+        if machine.signal(signal.SIGKILL):
+            self.tally.add('kills')
+
+    def kill_backend(self, backend: Backend) -> None:
+        """Kill a back-end, if it has not ended."""
+        if backend.is_running():
+            backend.kill()
+            self.tally.add('kills')
+
     def schedule(self, timed: Timed, transfer: Transfer, dest: Machine
                  ) -> None:
         """Have signals sent."""
@@ -358,13 +370,14 @@ class TortureRound(Assignment, TransferTest):
             if fault.kind == 'kill-backend':
                 victims = [member.backend for member in self.members
                            if member.choice.reconnect]
-                timed.restart(fault, victims[
-                    int(fault.amount * len(victims))])
+                victim = victims[int(fault.amount * len(victims))]
+                timed.at(fault.when, partial(self.kill_backend, victim))
+                timed.at(fault.when + fault.length, victim.start)
             elif fault.kind == 'stuck-backend':
                 member = self.members[int(fault.amount * len(self.members))]
                 timed.freeze(fault, member.signal)
             elif fault.kind.startswith('kill-') and who:
-                timed.at(fault.when, partial(who.signal, signal.SIGKILL))
+                timed.at(fault.when, partial(self.kill, who))
             elif fault.kind.startswith('stuck-') and who:
                 timed.freeze(fault, who.signal)
 

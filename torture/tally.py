@@ -51,9 +51,6 @@ class Tally:
     def _start(self, kinds: List[str]) -> None:
         self._under_way = kinds
         self.add('transfers')
-        self.add('kills', sum(
-            kind.startswith('kill-') or kind.endswith((
-                ': SIGKILL', ': kill-new')) for kind in kinds))
         for kind in kinds:
             self.table.setdefault(kind, Counter())['injected'] += 1
 

@@ -77,8 +77,10 @@ class ToolRound(Assignment, LiveUpdateFailures):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
+                    self.tally.add('kills')
         elif fault.kind == 'SIGKILL':
             tool.kill()
+            self.tally.add('kills')
             self.assert_completes(scene, before)
             return 'moved'
         else:
