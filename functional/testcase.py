@@ -3,11 +3,12 @@
 What functional tests share: resources that go away with the test, and TAP
 """
 import os
+import signal
 import socket
 import sys
 import tempfile
 import unittest
-from typing import Any, List
+from typing import Any, List, Optional
 
 import pycotap
 
@@ -61,9 +62,17 @@ class TestCase(unittest.TestCase):
         self._folder = folder.name
         self._vms: List[VM] = []
 
+    def run(self, result: Optional[unittest.TestResult] = None
+            ) -> Optional[unittest.TestResult]:
+        try:
+            return super().run(result)
+        except KeyboardInterrupt:
+            self.doCleanups()       # which unittest leaves out
+            raise
+
     def doCleanups(self) -> None:
         outcome: Any = getattr(self, '_outcome')
-        if not outcome.success:
+        if outcome and not outcome.success:
             self.keep_evidence()
         super().doCleanups()
 
@@ -103,8 +112,15 @@ class TestCase(unittest.TestCase):
         return server
 
 
+def end_on_signals() -> None:
+    """Have SIGTERM, too, end what we have started before it ends us."""
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, signal.default_int_handler)
+
+
 def main() -> None:
     """Run the tests of the module that was started, with TAP on stdout."""
+    end_on_signals()
     unittest.main(testRunner=pycotap.TAPTestRunner(
         message_log=pycotap.LogMode.LogToError,
         test_output_log=pycotap.LogMode.LogToError))

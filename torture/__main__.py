@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import List
 
 from functional.evidence import children
+from functional.testcase import end_on_signals
 from functional.watch import wait_for
 from guest import ROOT
 
@@ -73,6 +74,7 @@ def main() -> int:
     # That a QEMU ends by our signals is no news.
     logging.getLogger('qemu').setLevel(logging.CRITICAL)
     faulthandler.register(signal.SIGUSR1)
+    end_on_signals()
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     OUTPUT.mkdir(parents=True, exist_ok=True)
