@@ -8,7 +8,19 @@ import socket
 import threading
 from pathlib import Path
 from select import select
-from typing import List, Optional
+from typing import Callable, List, Optional
+
+Send = Callable[[socket.socket, bytes, List[int]], None]
+
+
+def send(end: socket.socket, data: bytes, fds: List[int]) -> None:
+    """Send all of it, and close the files."""
+    try:
+        sent = socket.send_fds(end, [data], fds)
+        end.sendall(data[sent:])
+    finally:
+        for number in fds:
+            os.close(number)
 
 
 class Relay:
@@ -59,18 +71,28 @@ class Relay:
                     if not self._pass_on(end, source, dest):
                         open_ends.remove(end)
 
+    def forward(self, dest: socket.socket, data: bytes,
+                fds: List[int]) -> None:
+        """Send what came from the source."""
+        send(dest, data, fds)
+
+    def answer(self, source: socket.socket, data: bytes,
+               fds: List[int]) -> None:
+        """Send what came from the destination."""
+        send(source, data, fds)
+
     def _pass_on(self, end: socket.socket, source: socket.socket,
                  dest: socket.socket) -> bool:
         """Carry over what there is; false: no more from this end."""
         if end is dest:
-            return bool(self._carry(dest, source))
+            return bool(self._carry(dest, source, self.answer))
         room = 65536
         if self._limit is not None:
             room = min(room, self._limit - self.passed)
         if not room:
             self.reached.set()
             return self._at_limit(source, dest)
-        data = self._carry(source, dest, room)
+        data = self._carry(source, dest, self.forward, room)
         self.passed += len(data)
         self.stream = self.stream[-500000:] + data
         return bool(data)
@@ -84,27 +106,21 @@ class Relay:
             return False        # that QEMU is gone
 
     @staticmethod
-    def _carry(end: socket.socket, other: socket.socket, room: int = 65536,
-               change: int = 0) -> bytes:
+    def _carry(end: socket.socket, other: socket.socket, send_on: Send,
+               room: int = 65536, change: int = 0) -> bytes:
         """
         Carry over what there is; nothing: one of the QEMUs is gone.
 
         @param change: bits of the first byte that are to be wrong
         """
-        fds: List[int] = []
         try:
             data, fds, _, _ = socket.recv_fds(end, room, 64,
                                               socket.MSG_CMSG_CLOEXEC)
-            if data and change:
-                data = bytes([data[0] ^ change]) + data[1:]
             if data:
-                sent = socket.send_fds(other, [data], fds)
-                other.sendall(data[sent:])
+                data = bytes([data[0] ^ change]) + data[1:]
+                send_on(other, data, fds)
         except OSError:
             data = b''
-        finally:
-            for number in fds:
-                os.close(number)
         if not data:
             with contextlib.suppress(OSError):
                 other.shutdown(socket.SHUT_WR)

@@ -1,19 +1,39 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# usage: fuzz.sh [--seconds N] [--seed S] [--inputs N]
+# usage: fuzz.sh [TARGET] [--seconds N] [--seed S] [--inputs N]
 #
-# Gives the vhost-user session streams that no QEMU would send, under ASan and
-# UBSan.  An input that fails is run again by the seed that is printed.
+# Gives what QEMU takes over from others what no QEMU would send, under ASan
+# and UBSan: to one target, or to all of them one after the other.  Begins with
+# real streams, if fuzz/record_corpus.py has recorded some.  An input that
+# fails is run again by the seed that is printed.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
-fuzz=build/10.2-asan/obj/tests/unit/fuzz-vhost-user-session
+programs=build/10.2-asan/obj/tests/unit
+corpus=build/fuzz/corpus
+targets=(char-transfer vhost-user-messages vhost-user-session)
 
-if [ ! -x $fuzz ]; then
-    echo "error: $fuzz is not built: type \"./run fuzz\" first." >&2
-    exit 1
+if [ "${1:-}" ] && [[ $1 != -* ]]; then
+    if [[ " ${targets[*]} " != *" $1 "* ]]; then
+        echo "error: there is no target \"$1\", but: ${targets[*]}" >&2
+        exit 2
+    fi
+    targets=("$1")
+    shift
 fi
+
 # UBSan would only print what it finds.
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-exec $fuzz "$@"
+for target in "${targets[@]}"; do
+    program=$programs/fuzz-$target
+    if [ ! -x "$program" ]; then
+        echo "error: $program is not built: type \"./run fuzz\" first." >&2
+        exit 1
+    fi
+    begin=()
+    if [ -d "$corpus/$target" ]; then
+        begin=(--corpus "$corpus/$target")
+    fi
+    "$program" "${begin[@]}" "$@"
+done

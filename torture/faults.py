@@ -50,7 +50,7 @@ class Saboteur(Relay):
         elif kind == 'full-socket':
             time.sleep(self._fault.length)
         elif kind == 'corrupted-stream':
-            return bool(self._carry(source, dest, 1,
+            return bool(self._carry(source, dest, self.forward, 1,
                                     1 << int(self._fault.amount * 8)))
         elif kind == 'truncated-stream':
             for sock in source, dest:
