@@ -3,8 +3,12 @@
 """
 Measure QEMU with the series side by side with stock QEMU
 
-Prints a table and writes build/bench.json.  Exits with status 1 if a figure
-is not as required, or could not be measured.
+usage: bench.py [PART...]
+
+The parts are chardev, transfer, scale and lines; without any, all are
+measured.  Prints a table and writes build/bench.json, where parts that are not
+measured keep what they have.  Exits with status 1 if a figure is not as
+required, or could not be measured.
 
 The two programs take turns, and stock takes part twice: the column
 stock/stock shows what a ratio is worth on this machine at this time.  The
@@ -16,7 +20,7 @@ import signal
 import statistics
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,6 +31,7 @@ from latency import (BLOCKED, measure_answered,                 # noqa: E402
 from lines import count_files, count_lines                      # noqa: E402
 from process import BenchError                                  # noqa: E402
 from report import Figure, Report, compared, spread             # noqa: E402
+from scale_figures import add_scale                             # noqa: E402
 from throughput import measure, receiving, sending              # noqa: E402
 from transfer_figures import (busy_figures, idle_figures,       # noqa: E402
                               today_figures, traffic_figures)
@@ -93,7 +98,14 @@ def files() -> List[Figure]:
             for path, lines in count_files(OBJ.parent / 'src').items()]
 
 
-def transfers(report: Report) -> None:
+def add_chardev(report: Report) -> None:
+    """Figures of deferred connect."""
+    report.add('chardev-add until QMP returns, ms', additions())
+    report.add('exec until QMP answers, ms', starts())
+    report.add('throughput of a socket chardev, MB', rates())
+
+
+def add_transfer(report: Report) -> None:
     """Figures of backend-transfer."""
     columns = ('plain virtio-blk-pci', 'vhost-user-blk-pci', 'vhost/plain',
                'plain/plain', 'remark')
@@ -108,17 +120,28 @@ def transfers(report: Report) -> None:
     report.add('a disk that moves', traffic_figures(), columns)
 
 
-def main() -> None:
-    """All measurements, in twelve minutes"""
-    print(f'load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs\n')
-    report = Report()
-    report.add('chardev-add until QMP returns, ms', additions())
-    report.add('exec until QMP answers, ms', starts())
-    report.add('throughput of a socket chardev, MB', rates())
-    transfers(report)
+def add_lines(report: Report) -> None:
+    """Figures of the series."""
     report.add("lines changed in QEMU's files", sizes())
     report.add('by file', files())
-    report.save(ROOT / 'build/bench.json')
+
+
+PARTS: Dict[str, Callable[[Report], None]] = {
+    'chardev': add_chardev, 'transfer': add_transfer, 'scale': add_scale,
+    'lines': add_lines}
+
+
+def main() -> None:
+    """The parts that are asked for; all take 25 minutes"""
+    names = sys.argv[1:] or list(PARTS)
+    if unknown := set(names) - set(PARTS):
+        sys.exit(f'error: there is no part "{unknown.pop()}"; there are '
+                 f'{", ".join(PARTS)}')
+    print(f'load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs\n')
+    report = Report()
+    for name in names:
+        PARTS[name](report)
+    report.save(ROOT / 'build/bench.json', keep=len(names) < len(PARTS))
     print('\nbuild/bench.json has every single measurement.')
     if missed := report.missed():
         sys.exit(f'FAILED: {"; ".join(missed)}')

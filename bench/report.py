@@ -93,8 +93,14 @@ class Report:
                 for heading, figures in self._sections.items()
                 for figure in figures if figure.passed is False]
 
-    def save(self, path: Path) -> None:
-        """Write everything, single measurements too, as JSON."""
-        sections = {heading: [figure._asdict() for figure in figures]
-                    for heading, figures in self._sections.items()}
+    def save(self, path: Path, keep: bool) -> None:
+        """
+        Write everything, single measurements too, as JSON.
+
+        @param keep: other sections that are there
+        """
+        sections = (json.loads(path.read_text('utf-8'))
+                    if keep and path.exists() else {})
+        sections |= {heading: [figure._asdict() for figure in figures]
+                     for heading, figures in self._sections.items()}
         path.write_text(json.dumps(sections, indent=1) + '\n', 'utf-8')

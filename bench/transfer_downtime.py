@@ -68,32 +68,41 @@ class Sample(NamedTuple):
     quiet: Optional[float] = None
 
 
-def plain_disk(place: Bed, name: str, slow: bool) -> Tuple[str, ...]:
+def seat(number: int) -> str:
+    """The option that gives a disk its place on the PCI bus."""
+    return f',multifunction=on,addr={0x10 + number // 8:x}.{number % 8}'
+
+
+def plain_disk(place: Bed, name: str, slow: bool = False,
+               where: str = '') -> Tuple[str, ...]:
     """Arguments for a virtio-blk-pci disk."""
     if slow:
         node = SLOW_DISK.format(name)
     else:
         image = make_disk(place.path(f'{name}.img'))
         node = f'driver=file,node-name={name},filename={image}'
-    return ('-blockdev', node, '-device', f'virtio-blk-pci,drive={name}')
+    return ('-blockdev', node, '-device',
+            f'virtio-blk-pci,drive={name}{where}')
 
 
-def vhost_disk(place: Bed, name: str, slow: bool) -> Disk:
+def vhost_disk(place: Bed, name: str, slow: bool = False,
+               where: str = '') -> Disk:
     """A vhost-user-blk-pci disk with a storage daemon of its own."""
     filters = (SLOW_DISK.format('disk'),) if slow else ()
-    return Disk(place.daemon(name, *filters), name)
+    return Disk(place.daemon(name, *filters), name, where)
 
 
-def make_mover(place: Bed, arm: str, setup: Setup) -> Mover:
-    """Boot the guest of an arm."""
+def make_mover(place: Bed, arm: str, setup: Setup,
+               args: Tuple[str, ...] = ()) -> Mover:
+    """Boot the guest of an arm, with more arguments for QEMU."""
     names = [f'{arm.replace(" ", "-")}{n}' for n in range(setup.disks)]
     if arm == VHOST:
-        return Mover(place, *(vhost_disk(place, name, setup.slow)
-                              for name in names), mode=setup.mode)
-    args: List[str] = []
-    for name in names if arm != NONE else []:
-        args += plain_disk(place, name, setup.slow)
-    return Mover(place, mode=setup.mode, args=tuple(args))
+        return Mover(place, *(
+            vhost_disk(place, name, setup.slow, seat(number))
+            for number, name in enumerate(names)), mode=setup.mode, args=args)
+    for number, name in enumerate(names if arm != NONE else ()):
+        args += plain_disk(place, name, setup.slow, seat(number))
+    return Mover(place, mode=setup.mode, args=args)
 
 
 def start_load(mover: Mover, arm: str, setup: Setup) -> Union[Load, Shell]:

@@ -39,21 +39,40 @@ PARTS = {
     'dst-precopy-bh-vm-started': 'start'}
 
 
+class Pause(NamedTuple):
+    """
+    A pause of a guest; times are in ms.
+
+    length: how long the guest did not run
+    parts: what that is made of
+    begin: a time of the trace's clock
+    """
+    length: float
+    parts: Dict[str, float]
+    begin: float
+
+
 class Move(NamedTuple):
     """
     A move of a guest; times are in ms.
 
+    start: until the new QEMU waited
+    total: from the first command after that until the guest ran there
     pause: how long the guest did not run
     parts: what that is made of
     saved, loaded: time spent in the sections of devices, by kind of device
     fds: how many the main channel has carried
+    maps: how many memory maps the new QEMU has made in the pause, if traced
     begun: time.monotonic() when the migration was started
     """
+    start: float
+    total: float
     pause: float
     parts: Dict[str, float]
     saved: Dict[str, float]
     loaded: Dict[str, float]
     fds: int
+    maps: int
     begun: float
 
 
@@ -83,6 +102,11 @@ class Log:
         return sum(event == 'qemu_file_put_fd'
                    for _, event, _ in self._events())
 
+    def maps(self, begin: float) -> int:
+        """How many memory maps were made since then."""
+        return sum(event == 'flatview_new' and when > begin
+                   for when, event, _ in self._events())
+
     def _events(self) -> Iterator[Any]:
         for line in Path(self.path).read_text('utf-8').splitlines():
             found = EVENT.match(line)
@@ -91,8 +115,30 @@ class Log:
                 yield when * 1000, found[2], found[3]
 
 
+def pause_between(source: Log, dest: Log) -> Pause:
+    """How long a guest did not run that has moved."""
+    times = {**dest.checkpoints(), **{
+        name: when for name, when in source.checkpoints().items()
+        if name.startswith('src-')}}
+    parts, before = {}, times[START]
+    for checkpoint, part in PARTS.items():
+        parts[part] = times[checkpoint] - before
+        before = times[checkpoint]
+    return Pause(sum(parts.values()), parts, times[START])
+
+
 class Bed(TransferTest):
     """Where processes and files live that go away together."""
+
+
+@contextmanager
+def bench_errors() -> Iterator[None]:
+    """What goes wrong in the "with" block is a BenchError."""
+    try:
+        yield
+    except (TransferFailed, GuestError, VMLaunchFailure, QMPError,
+            RuntimeError, TimeoutError, AssertionError) as error:
+        raise BenchError(f'{type(error).__name__}: {error}') from error
 
 
 @contextmanager
@@ -102,11 +148,9 @@ def bed() -> Iterator[Bed]:
     # Whoever else writes to the disk of this machine must not disturb us.
     tempfile.tempdir = '/dev/shm'
     try:
-        made.setUp()
-        yield made
-    except (TransferFailed, GuestError, VMLaunchFailure, QMPError,
-            RuntimeError, TimeoutError, AssertionError) as error:
-        raise BenchError(f'{type(error).__name__}: {error}') from error
+        with bench_errors():
+            made.setUp()
+            yield made
     finally:
         made.doCleanups()
         tempfile.tempdir = None
@@ -124,12 +168,13 @@ class Mover:
     @param mode: how RAM gets to the next QEMU
     @param transfer: use backend-transfer?  Stock has none.
     @param obj: where QEMU was built
+    @param memory: size of the guest's memory, if not what it mostly is
     @param args: more arguments for QEMU
     """
     def __init__(self, place: Bed, *disks: Disk, mode: str = IGNORE_SHARED,
-                 transfer: bool = True, obj: Path = OBJ,
+                 transfer: bool = True, obj: Path = OBJ, memory: str = '',
                  args: Tuple[str, ...] = ()) -> None:
-        self.line = Line(place, *disks, mode=mode, obj=obj,
+        self.line = Line(place, *disks, mode=mode, obj=obj, memory=memory,
                          args=(*TRACE, *args))
         self.guest = self.line.guest
         self.moves: List[Move] = []
@@ -144,24 +189,22 @@ class Mover:
     def prepare(self) -> 'Prepared':
         """Start the next QEMU."""
         log = self._new_log()
-        return Prepared(self, self.line.destination('-D', log.path), log)
+        begin = time.monotonic()
+        dest = self.line.destination('-D', log.path)
+        return Prepared(self, dest, log, (time.monotonic() - begin) * 1000)
 
     def move(self, relay: Optional[Relay] = None) -> Move:
         """Move to a new QEMU, and end the old one."""
         return self.prepare().move(relay)
 
-    def moved(self, dest: VM, log: Log, begun: float) -> Move:
-        """Take note of a move."""
+    def moved(self, dest: VM, log: Log, start: float, begun: float) -> Move:
+        """Take note of a move that has just ended."""
+        total = (time.monotonic() - begun) * 1000
         self.vm.shutdown()
-        times = {**log.checkpoints(), **{
-            name: when for name, when in self._log.checkpoints().items()
-            if name.startswith('src-')}}
-        parts, before = {}, times[START]
-        for checkpoint, part in PARTS.items():
-            parts[part] = times[checkpoint] - before
-            before = times[checkpoint]
-        move = Move(sum(parts.values()), parts, self._log.sections('save'),
-                    log.sections('load'), self._log.fds(), begun)
+        pause = pause_between(self._log, log)
+        move = Move(start, total, pause.length, pause.parts,
+                    self._log.sections('save'), log.sections('load'),
+                    self._log.fds(), log.maps(pause.begin), begun)
         self.vm, self._log = dest, log
         self.moves.append(move)
         return move
@@ -178,12 +221,14 @@ class Mover:
 class Prepared:
     """A QEMU that waits for a guest."""
 
-    def __init__(self, mover: Mover, dest: VM, log: Log) -> None:
+    def __init__(self, mover: Mover, dest: VM, log: Log,
+                 start: float) -> None:
         self._mover = mover
         self._dest = dest
         self._log = log
+        self._start = start
 
     def move(self, relay: Optional[Relay] = None) -> Move:
         """Move the guest here."""
         begun = self._mover.send(self._dest, relay)
-        return self._mover.moved(self._dest, self._log, begun)
+        return self._mover.moved(self._dest, self._log, self._start, begun)

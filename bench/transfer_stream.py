@@ -7,7 +7,7 @@ from typing import Dict, List, NamedTuple
 from functional.disks import Disk, Load
 from functional.transfer import COPY, CPR, IGNORE_SHARED
 from functional.watch import Messages, count_fds
-from transfer_downtime import plain_disk
+from transfer_downtime import plain_disk, seat, vhost_disk
 from transfer_moves import Bed, Mover, bed
 
 MODES = (IGNORE_SHARED, CPR, COPY)
@@ -44,9 +44,9 @@ def measure_messages(mode: str) -> List[int]:
 
 def measure_stream(place: Bed, vhost: int, plain: int) -> Stream:
     """Move an idle guest with so many disks."""
-    disks = [Disk(place.daemon(f'd{n}'), f'd{n}') for n in range(vhost)]
+    disks = [vhost_disk(place, f'd{n}', where=seat(n)) for n in range(vhost)]
     args = [arg for n in range(plain)
-            for arg in plain_disk(place, f'p{n}', False)]
+            for arg in plain_disk(place, f'p{n}', where=seat(n))]
     mover = Mover(place, *disks, args=tuple(args))
     # The first QEMU has state that those which follow do not have.
     mover.move()

@@ -17,9 +17,9 @@ from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 
 from guest import OBJ, ROOT
-from guest.agent import Guest
+from guest.agent import Guest, Summary
 from guest.backend import make_disk
-from guest.server_vm import Monitor, ServerVM
+from guest.server_vm import MEMORY, Monitor, ServerVM
 from qemu.live_update.process import Process, find
 
 from .disks import Daemon, Disk, Load
@@ -170,32 +170,36 @@ class Scene:
 
     @param ram: its memory: IGNORE_SHARED and CPR stand for what these take,
                 or a memory backend
+    @param size: of its memory
     @param disks: how many
+    @param limit: requests a second that each carries out; 0: no limit
     @param disk: options of each disk, as in Disk
     @param args: more arguments for QEMU
     """
-    def __init__(self, *args: str, ram: str = IGNORE_SHARED, disks: int = 1,
+    def __init__(self, *args: str, ram: str = IGNORE_SHARED,
+                 size: str = MEMORY, disks: int = 1, limit: int = 0,
                  **disk: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix='qemu-functional-'))
         self.memory = Path(f'/dev/shm/{self.folder.name}')
         self.guest = Guest()
-        self.disks = [Disk(self.daemon(f'd{number}'), f'd{number}', **disk)
-                      for number in range(disks)]
+        self.disks = [Disk(self.daemon(f'd{number}', limit), f'd{number}',
+                           **disk) for number in range(disks)]
         self.vm = ServerVM(
             self.folder / 'vm', self.guest,
             {IGNORE_SHARED: str(self.memory),
              CPR: 'memory-backend-memfd,share=on'}.get(ram, ram),
             [*(word for disk in self.disks for word in disk.args()), *args,
              *(('-machine', 'aux-ram-share=on') if ram == CPR else ())],
-            root='')
+            root='', memory=size)
         self.binary = self.vm.folder / 'new-qemu'
         self.binary.symlink_to(BINARY)
         self._load: Optional[Load] = None
 
-    def daemon(self, name: str) -> Daemon:
+    def daemon(self, name: str, limit: int = 0) -> Daemon:
         """A back-end that runs."""
         daemon = Daemon(str(self.folder / f'{name}.sock'),
-                        make_disk(str(self.folder / f'{name}.img')))
+                        make_disk(str(self.folder / f'{name}.img')),
+                        limit=limit)
         daemon.start()
         return daemon
 
@@ -227,11 +231,10 @@ class Scene:
             f'vd{chr(ord("a") + number)}'
             for number in range(len(self.disks))))
 
-    def stop_load(self) -> None:
+    def stop_load(self) -> List[Summary]:
         """End it; nothing may have gone wrong."""
-        if self._load:
-            self._load.stop()
-            self._load = None
+        load, self._load = self._load, None
+        return load.stop() if load else []
 
     def check_alive(self) -> None:
         """The guest must run, and do I/O."""

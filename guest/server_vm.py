@@ -86,11 +86,12 @@ class ServerVM:
     @param args: more arguments, such as those for disks
     @param obj: where QEMU was built
     @param root: the disk with the guest's root; '': it is the initrd
+    @param memory: size of the guest's memory
     """
 
     def __init__(self, folder: Path, guest: Guest, ram: str,
                  args: Sequence[str], obj: Path = OBJ,
-                 root: str = '/dev/vda') -> None:
+                 root: str = '/dev/vda', memory: str = MEMORY) -> None:
         folder.mkdir()
         self.guest = guest
         self.folder = folder
@@ -103,8 +104,8 @@ class ServerVM:
             '-name', folder.name, '-daemonize', '-pidfile',
             str(self.pid_file), '-qmp', f'unix:{self.qmp},server=on,wait=off',
             '-machine', 'q35,usb=off,memory-backend=ram', '-accel', 'tcg',
-            '-nodefaults', '-m', MEMORY, '-object',
-            f'{ram},id=ram,size={MEMORY}',
+            '-nodefaults', '-m', memory, '-object',
+            f'{ram},id=ram,size={memory}',
             '-kernel', self._image('vmlinuz'),
             '-initrd', self._image('initrd'), '-append',
             (f'root={root} ' if root else '') +
