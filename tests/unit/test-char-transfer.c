@@ -27,6 +27,7 @@
 #include "qapi/qapi-commands-yank.h"
 #include "qom/object_interfaces.h"
 #include "system/runstate.h"
+#include "count-fds.h"
 
 /* Does this process play a QEMU that waits for an incoming migration? */
 static bool incoming;
@@ -65,21 +66,6 @@ static void run_pending(void)
     for (i = 0; i < 10; i++) {
         main_loop_wait(true);
     }
-}
-
-/* 0 where the host does not tell */
-static int count_fds(void)
-{
-    GDir *dir = g_dir_open("/proc/self/fd", 0, NULL);
-    int n = 0;
-
-    while (dir && g_dir_read_name(dir)) {
-        n++;
-    }
-    if (dir) {
-        g_dir_close(dir);
-    }
-    return n;
 }
 
 /* A front end that notes what it sees */

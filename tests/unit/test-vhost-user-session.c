@@ -16,6 +16,7 @@
 #include "qemu/module.h"
 #include "qemu/range.h"
 #include "qemu/sockets.h"
+#include "count-fds.h"
 #include "vhost-user-backend.h"
 #include "../hw/virtio/vhost-user-session-internal.h"
 
@@ -37,17 +38,6 @@ typedef struct Pair {
 } Pair;
 
 /* Helpers */
-
-static unsigned count_fds(void)
-{
-    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
-    unsigned n = 0;
-
-    while (g_dir_read_name(dir)) {
-        n++;
-    }
-    return n;
-}
 
 static void limit_fds(bool limited)
 {
