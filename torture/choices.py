@@ -125,8 +125,9 @@ def choose_disk(rng: random.Random, cpus: int, backends: Tuple[str, ...]
     depth = rng.choice((1, 4, 8, 32, 64))
     if rng.random() < 0.3:
         options += ',indirect_desc=off'
-        # With a full ring, the guest hangs when the VM is stopped and
-        # continued, on stock QEMU, too; why is not known.
+        # When its ring is full, the driver of our guest's Linux stops for
+        # good, on stock QEMU, too, without anything else happening: all
+        # requests are answered, and it submits no more.
         depth = min(depth, 8)
     options += rng.choice(('', '', ',packed=on'))
     options += rng.choice(('', '', ',queue-size=64'))
