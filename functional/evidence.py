@@ -6,14 +6,16 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 from guest import OBJ
-from guest.agent import GuestError
+from guest.agent import Guest, GuestError
 from guest.vm import VM
 from qemu.machine.machine import QEMUMachineError
 from qemu.qmp import QMPError
 
+# Has a monitor carry out a command with its arguments.
+Command = Callable[[str, Dict[str, object]], Any]
 ASK_GUEST = ('cat /sys/block/[vs]d*/inflight; grep virtio /proc/interrupts; '
              'dmesg | tail -n 5')
 
@@ -65,40 +67,61 @@ def _pending(pid: int) -> Iterator[str]:
             yield f'fd {info.name} (eventfd {found[2]}): {found[1]}'
 
 
-def _rings(vm: VM) -> Iterator[str]:
+def _rings(cmd: Command) -> Iterator[str]:
     """The indices in the rings of vhost-user disks, in the guest's memory."""
-    devices: Any = vm.cmd('x-query-virtio')
-    for path in (device['path'] for device in devices):
-        if vm.cmd('qom-get', path=path, property='type') != 'vhost-user-blk':
+    for path in (device['path'] for device in cmd('x-query-virtio', {})):
+        def get(name: str, path: str = path) -> Any:
+            return cmd('qom-get', {'path': path, 'property': name})
+
+        if get('type') != 'vhost-user-blk':
             continue
-        for queue in range(int(str(vm.cmd('qom-get', path=path,
-                                          property='num-queues')))):
-            ring: Any = vm.cmd('x-query-virtio-vhost-queue-status', path=path,
-                               queue=queue)
+        for queue in range(get('num-queues')):
+            ring = cmd('x-query-virtio-vhost-queue-status',
+                       {'path': path, 'queue': queue})
             for area in 'avail', 'used':
-                words = vm.cmd('human-monitor-command', {
+                words = cmd('human-monitor-command', {
                     'command-line': f'xp /2hx {ring[area + "-phys"]:#x}'})
                 yield f'{path} queue {queue} {area}: {words}'
 
 
+def ask_monitor(cmd: Command) -> Iterator[str]:
+    """What a QEMU says of the VM's state, its disks and its ports."""
+    try:
+        for command in 'query-status', 'query-migrate', 'query-chardev':
+            yield f'{command}: {cmd(command, {})}'
+        tree = cmd('human-monitor-command', {'command-line': 'info qtree'})
+        yield from re.findall(r'name = ".*"|port \d+, guest.*', tree)
+        yield from _rings(cmd)
+    except (QMPError, QEMUMachineError, OSError) as error:
+        yield f'its monitor: {error!r}'
+
+
+def ask_guest(guest: Guest) -> str:
+    """What a guest says, if it does."""
+    try:
+        reply = guest.wait(guest.start(ASK_GUEST), timeout=10)
+        return f'the guest says: {reply.output}'
+    except (GuestError, AssertionError, OSError) as error:
+        return f'the guest: {error!r}'
+
+
+def describe_process(pid: int) -> Iterator[str]:
+    """What is seen of a process from outside."""
+    yield f'process {pid}'
+    yield from _pending(pid)
+    yield _gdb('-p', str(pid))
+
+
 def describe(vm: VM) -> Iterator[str]:
-    """What a QEMU says, and what is seen of it from outside."""
-    pid = vm.get_pid()
-    yield f'QEMU {pid}, ' + ('running' if vm.is_running() else
-                             f'ended with {vm.exitcode()}')
+    """What a QEMU has printed, and what it says."""
+    yield f'QEMU {vm.get_pid()}, ' + (
+        'running' if vm.is_running() else f'ended with {vm.exitcode()}')
     yield vm.get_log() or ''.join(log.read_text('utf-8', 'replace') for log
                                   in Path(vm.log_dir).glob('*.log'))
     if vm.console.exists():
         yield 'console: ' + vm.console.read_text('utf-8', 'replace')[-2000:]
-    if pid is None or not vm.is_running():
-        return
-    yield from _pending(pid)
-    try:
-        for command in 'query-status', 'query-migrate':
-            yield f'{command}: {vm.cmd(command)}'
-        yield from _rings(vm)
-    except (QMPError, QEMUMachineError, OSError) as error:
-        yield f'its monitor: {error!r}'
+    if vm.is_running():
+        yield from ask_monitor(lambda name, args: vm.cmd(name, args))
 
 
 def describe_all(vms: Sequence[VM]) -> str:
@@ -106,12 +129,7 @@ def describe_all(vms: Sequence[VM]) -> str:
     lines: List[str] = []
     for vm in vms:
         lines += describe(vm)
-    for guest in {vm.guest for vm in vms}:
-        try:
-            reply = guest.wait(guest.start(ASK_GUEST), timeout=10)
-            lines.append(f'the guest says: {reply.output}')
-        except (GuestError, AssertionError, OSError) as error:
-            lines.append(f'the guest: {error!r}')
+    lines += [ask_guest(guest) for guest in {vm.guest for vm in vms}]
     for pid in children():
-        lines += [f'process {pid}', *_pending(pid), _gdb('-p', str(pid))]
+        lines += describe_process(pid)
     return '\n'.join(lines)

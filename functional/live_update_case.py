@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
@@ -21,8 +22,10 @@ from guest.agent import Guest, Summary
 from guest.backend import make_disk
 from guest.server_vm import MEMORY, Monitor, ServerVM
 from qemu.live_update.process import Process, find
+from qemu.qmp import QMPError
 
 from .disks import Daemon, Disk, Load
+from .evidence import ask_guest, ask_monitor, describe_process
 from .testcase import TestCase
 from .transfer import CPR, IGNORE_SHARED
 from .watch import connections, wait_for
@@ -319,6 +322,19 @@ class Scene:
             [file.name for file in
              Path('/dev/shm').glob(f'{self.memory.name}*')], told)
 
+    def describe(self) -> Iterator[str]:
+        """What can be seen of the VM when a test has failed."""
+        for file in self.vm.log, self.vm.console:
+            if file.exists():
+                yield f'{file}: {file.read_text("utf-8", "replace")[-2000:]}'
+        for pid in find(str(self.folder)):
+            yield from describe_process(pid)
+        with contextlib.suppress(QMPError, OSError), \
+                self.vm.monitor() as monitor:
+            yield from ask_monitor(lambda name, args: monitor.cmd(
+                name, **args))
+        yield ask_guest(self.guest)
+
     def status(self) -> str:
         """The run state of the VM."""
         with self.vm.monitor() as monitor:
@@ -329,9 +345,18 @@ class LiveUpdateTest(TestCase):
     """A test of the tool"""
     scenes: List[Scene] = []        # that wait for the next test
 
+    def setUp(self) -> None:
+        super().setUp()
+        self._own_scenes: List[Scene] = []
+
+    def evidence(self) -> str:
+        return '\n'.join([super().evidence(), *(
+            line for scene in self._own_scenes for line in scene.describe())])
+
     def scene(self, *args: str, **options: Any) -> Scene:
         """A VM for this test alone; it is not started yet."""
         scene = Scene(*args, **options)
+        self._own_scenes.append(scene)
         self.addCleanup(scene.close)
         return scene
 
@@ -350,6 +375,7 @@ class LiveUpdateTest(TestCase):
             yield scene
             scene.stop_load()
         except BaseException:
+            print('\n'.join(scene.describe()), file=sys.stderr)
             scene.close()
             raise
         self.scenes.append(scene)

@@ -229,6 +229,17 @@ class SlowPort(TransferTest):
                         f'{len(before)} bytes came before and {len(after)} '
                         f'after the transfer, {len(wanted)} in all were sent')
 
+    def test_port_without_host(self) -> None:
+        """Its host end comes when the VM runs already: the port works."""
+        line = Line(self)
+        source = line.boot(*self.args(0))
+        self.connect(0)
+        written = self.write(line, '20000')
+        wait_for('the port is full', lambda: self.is_throttled(source))
+        line.transfer(source, line.destination(*self.args(1)))
+        self.read_to(self.connect(1), 20000)
+        self.assertEqual(line.guest.wait(written).status, 0)
+
     def test_slow_port(self) -> None:
         """RAM is a file that both QEMUs have."""
         self.check_port(IGNORE_SHARED)

@@ -76,9 +76,13 @@ class TestCase(unittest.TestCase):
             self.keep_evidence()
         super().doCleanups()
 
+    def evidence(self) -> str:
+        """What can be seen of its processes."""
+        return describe_all(self._vms)
+
     def keep_evidence(self) -> None:
-        """The test has failed: say what can be seen of its processes."""
-        print(describe_all(self._vms), file=sys.stderr)
+        """The test has failed."""
+        print(self.evidence(), file=sys.stderr)
 
     def path(self, name: str) -> str:
         """A path in the test's own folder."""

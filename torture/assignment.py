@@ -4,6 +4,7 @@ What a round is given, whichever kind it is of
 """
 from pathlib import Path
 
+from functional.evidence import keep_cores
 from functional.testcase import TestCase
 
 from .choices import Plan
@@ -26,3 +27,8 @@ class Assignment(TestCase):
         self.tally = tally
         self.until = until
         self.folder = folder
+
+    def keep_evidence(self) -> None:
+        """Write down all that is known."""
+        keep_cores(self.folder)
+        (self.folder / 'state').write_text(self.evidence(), 'utf-8')

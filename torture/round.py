@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, List, Optional, Set
 
 from functional.disks import Daemon, Disk
-from functional.evidence import describe_all, keep_cores
 from functional.relay import Relay
 from functional.transfer import Line, plug
 from functional.transfer_case import TransferTest
@@ -176,15 +175,13 @@ class TortureRound(Assignment, TransferTest):
         machine = Machine(*args, **options)
         self.addCleanup(machine.kill)
         self.machines.append(machine)
+        self._vms.append(machine)
         return machine
 
     # The VM
 
     def keep_evidence(self) -> None:
-        """Write down all that is known."""
-        keep_cores(self.folder)
-        (self.folder / 'state').write_text(describe_all(self.machines),
-                                           'utf-8')
+        super().keep_evidence()
         for number, machine in enumerate(self.machines):
             for name, text in machine.logs().items():
                 (self.folder / f'qemu{number}-{name}').write_text(

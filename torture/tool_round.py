@@ -4,13 +4,9 @@ A round with scripts/live-update, which is interrupted or killed
 """
 import contextlib
 import os
-import shutil
 import signal
 import time
-from pathlib import Path
-from typing import Sequence
 
-from functional.evidence import describe_all, keep_cores
 from functional.test_live_update_failures import LiveUpdateFailures
 from functional.live_update_case import Scene
 from functional.transfer import COPY
@@ -24,22 +20,12 @@ MEMFD = 'memory-backend-memfd,share=on'
 
 class ToolRound(Assignment, LiveUpdateFailures):
     """A round with updates."""
-    files: Sequence[Path] = ()      # that tell more if it fails
-
-    def keep_evidence(self) -> None:
-        """Write down all that is known."""
-        keep_cores(self.folder)
-        (self.folder / 'state').write_text(describe_all([]), 'utf-8')
-        for file in self.files:
-            if file.exists():
-                shutil.copy(file, self.folder)
 
     def carry_out(self) -> None:
         """Boot, and update."""
         scene = self.scene(
             ram=MEMFD if self.plan.mode == COPY else self.plan.mode,
             disks=len(self.plan.disks))
-        self.files = [scene.vm.log, scene.vm.console]
         scene.boot()
         self.tally.add('boots')
         for fault in self.plan.tool:
