@@ -12,6 +12,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from .process import listener
 
 ANSWER = 10             # seconds within which a monitor must answer
+BEGIN = 60              # the same for a QEMU that begins, on a busy host
 ATTEMPTS = 3
 # The states of a migration that has begun and not ended.
 UNDER_WAY = ('setup', 'active', 'device', 'cancelling', 'wait-unplug',
@@ -42,10 +43,12 @@ class Monitor:
 
     @param name: which QEMU, for messages
     @param path: of the UNIX socket
+    @param begins: is it a QEMU of ours, to whose monitor nobody else comes?
     """
-    def __init__(self, name: str, path: str) -> None:
+    def __init__(self, name: str, path: str, begins: bool = False) -> None:
         self.name = name
         self.path = path
+        self._begins = begins
         self.pid = 0
         self.qmp = self._client()
 
@@ -82,14 +85,16 @@ class Monitor:
     async def use(self, client: socket.socket) -> None:
         """Talk to a monitor over a socket that is connected to it."""
         client.setblocking(False)
+        patience = BEGIN if self._begins else ANSWER
         try:
-            await asyncio.wait_for(self.qmp.connect(client), ANSWER)
+            await asyncio.wait_for(self.qmp.connect(client), patience)
         except asyncio.TimeoutError:
             raise MonitorError(
-                f'the monitor of {self.name} does not answer' + (
+                f'the monitor of {self.name} does not answer within '
+                f'{patience} s' + (
                     '; it serves one client at a time: end the other one, or '
-                    'name a monitor that is free' if self.path else '')
-                ) from None
+                    'name a monitor that is free'
+                    if self.path and not self._begins else '')) from None
         except (OSError, EOFError, QMPError) as error:
             raise MonitorError(f'the monitor of {self.name} does not speak '
                                f'QMP: {error}') from error

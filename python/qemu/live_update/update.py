@@ -49,7 +49,7 @@ class Update:
         self._record = record
         self._output = output
         self._old = plan.monitor
-        self._new = Monitor('the new QEMU', plan.new_monitor)
+        self._new = Monitor('the new QEMU', plan.new_monitor, begins=True)
         self._child: Optional['subprocess.Popen[bytes]'] = None
         self._printed = b''
         self._sent = False
