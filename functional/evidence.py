@@ -121,7 +121,7 @@ def describe(vm: VM) -> Iterator[str]:
     if vm.console.exists():
         yield 'console: ' + vm.console.read_text('utf-8', 'replace')[-2000:]
     if vm.is_running():
-        yield from ask_monitor(lambda name, args: vm.cmd(name, args))
+        yield from ask_monitor(vm.cmd)
 
 
 def describe_all(vms: Sequence[VM]) -> str:
