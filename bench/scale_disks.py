@@ -38,19 +38,12 @@ class Cost(NamedTuple):
 Costs = Dict[str, List[Cost]]
 
 
-def peak_memory(pid: int) -> int:
-    """The most memory that a process has had, shared too, in bytes."""
-    with open(f'/proc/{pid}/status', encoding='utf-8') as status:
-        line = next(line for line in status if line.startswith('VmHWM:'))
-    return int(line.split()[1]) * 1024
-
-
 def take_cost(mover: Mover) -> Cost:
     """Move a guest."""
     move = mover.move()
     pid = mover.vm.get_pid()
     assert pid
-    return Cost(move, memory(pid) / 2**20, peak_memory(pid) / 2**20,
+    return Cost(move, memory(pid) / 2**20, memory(pid, 'VmHWM') / 2**20,
                 count_fds(pid))
 
 

@@ -116,8 +116,7 @@ def describe(vm: VM) -> Iterator[str]:
     """What a QEMU has printed, and what it says."""
     yield f'QEMU {vm.get_pid()}, ' + (
         'running' if vm.is_running() else f'ended with {vm.exitcode()}')
-    yield vm.get_log() or ''.join(log.read_text('utf-8', 'replace') for log
-                                  in Path(vm.log_dir).glob('*.log'))
+    yield vm.get_log() or vm.output()
     if vm.console.exists():
         yield 'console: ' + vm.console.read_text('utf-8', 'replace')[-2000:]
     if vm.is_running():

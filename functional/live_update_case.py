@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
@@ -356,9 +355,13 @@ class LiveUpdateTest(TestCase):
     def scene(self, *args: str, **options: Any) -> Scene:
         """A VM for this test alone; it is not started yet."""
         scene = Scene(*args, **options)
+        self._own(scene)
+        return scene
+
+    def _own(self, scene: Scene) -> None:
+        """Let it end with this test, which looks at it if it has failed."""
         self._own_scenes.append(scene)
         self.addCleanup(scene.close)
-        return scene
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[Scene]:
@@ -375,8 +378,7 @@ class LiveUpdateTest(TestCase):
             yield scene
             scene.stop_load()
         except BaseException:
-            print('\n'.join(scene.describe()), file=sys.stderr)
-            scene.close()
+            self._own(scene)
             raise
         self.scenes.append(scene)
 

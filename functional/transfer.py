@@ -184,7 +184,7 @@ class Line:
             wait_end(dest)
         except TransferFailed as error:
             raise TransferFailed(f'{error}; the destination said: '
-                                 f'{output(dest)}') from error
+                                 f'{dest.output()}') from error
         # It says "completed" a moment before.
         wait_for('the source is in postmigrate',
                  lambda: status(source) == 'postmigrate')
@@ -208,12 +208,6 @@ def status(vm: VM) -> str:
     """The run state of a VM."""
     answer: Any = vm.cmd('query-status')
     return str(answer['status'])
-
-
-def output(vm: VM) -> str:
-    """What a running QEMU has printed."""
-    return ''.join(log.read_text('utf-8', 'replace')
-                   for log in Path(vm.log_dir).glob('*.log'))
 
 
 def migration_error(vm: VM) -> str:

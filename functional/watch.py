@@ -28,10 +28,10 @@ def count_fds(pid: int) -> int:
     return len(os.listdir(f'/proc/{pid}/fd'))
 
 
-def memory(pid: int) -> int:
-    """How much memory of its own a process uses, in bytes."""
+def memory(pid: int, kind: str = 'RssAnon') -> int:
+    """How much memory of a kind, by default its own, a process has; bytes."""
     with open(f'/proc/{pid}/status', encoding='utf-8') as status:
-        found = re.search(r'RssAnon:\s+(\d+) kB', status.read())
+        found = re.search(rf'{kind}:\s+(\d+) kB', status.read())
     assert found
     return int(found[1]) * 1024
 

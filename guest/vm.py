@@ -68,6 +68,11 @@ class VM(QEMUMachine):
         """The file that gets what the guest's kernel says."""
         return Path(self.temp_dir, 'console')
 
+    def output(self) -> str:
+        """What it has printed, while it runs."""
+        return ''.join(log.read_text('utf-8', 'replace')
+                       for log in Path(self.log_dir).glob('*.log'))
+
     def launch(self) -> None:
         """Start QEMU, with the ports of the agent."""
         ours: Dict[str, socket.socket] = {}

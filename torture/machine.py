@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Any, Dict, Optional, Tuple
 
-from functional.transfer import ENDS, TransferFailed, output
+from functional.transfer import ENDS, TransferFailed
 from functional.watch import wait_for
 from guest.agent import GuestError
 from guest.vm import VM, VMLaunchFailure
@@ -99,7 +99,7 @@ class Machine(VM):
     @property
     def text(self) -> str:
         """All that it has printed so far."""
-        return self._text or (output(self) if self._launched else '')
+        return self._text or (self.output() if self._launched else '')
 
     @property
     def has_claimed(self) -> bool:
