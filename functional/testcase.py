@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import unittest
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Union
 
 import pycotap
 
@@ -122,9 +122,63 @@ def end_on_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
+class Result(pycotap.TAPTestResult):    # type: ignore[misc]
+    """TAP, in which a test with a subtest that fails is "not ok"."""
+
+    def __init__(self, count: int) -> None:
+        errors = pycotap.LogMode.LogToError
+        super().__init__(sys.stdout, sys.stderr, errors, errors)
+        self._subtests_failed = False
+        # First, so that it is seen if the run ends before its end.
+        self.print_raw(f'1..{count}\n')
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        self._subtests_failed = False
+        super().startTest(test)
+
+    def addSubTest(self, test: unittest.TestCase,
+                   subtest: unittest.TestCase, err: Any) -> None:
+        super().addSubTest(test, subtest, err)
+        if err:
+            self._subtests_failed = True
+            kind = self.failures if issubclass(err[0], test.failureException) \
+                else self.errors
+            self.message.write(f'{subtest}\n{kind[-1][1]}\n')
+
+    def ok(self, test: unittest.TestCase,
+           directive: Optional[str] = None) -> None:
+        """It did not fail by itself."""
+        if not self._subtests_failed:
+            super().ok(test, directive)
+
+    def not_ok(self, test: unittest.TestCase) -> None:
+        """It failed by itself."""
+        self._subtests_failed = False
+        super().not_ok(test)
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        if self._subtests_failed:       # then unittest says no more of it
+            self.not_ok(test)
+        super().stopTest(test)
+
+    def printErrors(self) -> None:
+        self._reset_streams()
+
+
+class Runner:
+    """Runs tests, with TAP on stdout."""
+
+    @staticmethod
+    def run(test: Union[unittest.TestSuite, unittest.TestCase]
+            ) -> unittest.TestResult:
+        """Run them all."""
+        result = Result(test.countTestCases())
+        test(result)
+        result.printErrors()
+        return result
+
+
 def main() -> None:
     """Run the tests of the module that was started, with TAP on stdout."""
     end_on_signals()
-    unittest.main(testRunner=pycotap.TAPTestRunner(
-        message_log=pycotap.LogMode.LogToError,
-        test_output_log=pycotap.LogMode.LogToError))
+    unittest.main(testRunner=Runner)
