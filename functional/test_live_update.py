@@ -2,26 +2,30 @@
 """
 scripts/live-update updates VMs of many kinds, and changes nothing but QEMU
 """
+import ctypes
 import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Dict, List
 
+from guest import OBJ
 from guest.agent import blkverify
 from guest.backend import make_disk
 from guest.server_vm import SLOT, Monitor
 from qemu.live_update.process import Process
 
-from .live_update_case import TOOL, LiveUpdateTest, Scene, plug
+from .live_update_case import TOOL, LiveUpdateTest, Outcome, Scene, plug
 from .testcase import main
 from .transfer import COPY, CPR, IGNORE_SHARED
 from .watch import wait_for
 
 MEMFD = 'memory-backend-memfd,share=on'
+NOBODY = 65534
 
 
 def arguments(pid: int) -> List[str]:
@@ -366,6 +370,364 @@ class LiveUpdate(LiveUpdateTest):
             self.assertLess(time.monotonic() - begin, 20)
             self.assertLess(outcome.result['downtime'], 2)
             json.dumps(outcome.events)
+
+
+class LiveUpdateCarried(LiveUpdateTest):
+    """What a VM without a guest was given while it ran, and how it runs"""
+
+    def bare(self, *args: str, **options: Any) -> Scene:
+        """A VM without a guest; it is not started yet."""
+        scene = self.scene(*args, disks=0, **{
+            'ram': 'memory-backend-ram', **options})
+        for option in '-kernel', '-initrd', '-append':
+            scene.vm.drop(option)
+        return scene
+
+    def start(self, scene: Scene, **options: Any) -> None:
+        """Start it; in it nothing shall change by itself."""
+        scene.vm.start(**options)
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('stop')
+
+    def update(self, scene: Scene, *options: str, **more: Any) -> Outcome:
+        """Update it; it must be possible."""
+        outcome = scene.run(*options, **more)
+        self.assertEqual(outcome.status, 0, outcome)
+        return outcome
+
+    def assert_refused(self, scene: Scene, *words: str, **more: Any) -> None:
+        """It must be refused before anything is begun."""
+        outcome = scene.run('--dry-run', **more)
+        self.assertEqual(outcome.status, 1, outcome)
+        for word in words:
+            self.assertIn(word, outcome.message)
+
+    # What is on the command line, and was removed
+
+    def test_removed(self) -> None:
+        """Disks, networks and objects that were removed do not come back."""
+        scene = self.bare('-device', 'qemu-xhci,id=xhci')
+        image = make_disk(str(scene.folder / 'image'))
+        other = make_disk(str(scene.folder / 'other'))
+        scene.vm.command += [
+            '-drive', f'if=none,id=drive,file={image},format=raw',
+            '-device', 'usb-storage,id=one,drive=drive',
+            '-blockdev', f'driver=file,node-name=file,filename={other}',
+            '-blockdev', '{"driver":"raw","node-name":"node","file":"file"}',
+            '-device', 'usb-storage,id=two,drive=node',
+            '-netdev', 'socket,id=net,udp=127.0.0.1:1,localaddr=127.0.0.1:0',
+            '-netdev', 'hubport,id=kept,hubid=1', '-object',
+            'filter-dump,id=dump,netdev=kept,file=' + str(scene.folder / 'f'),
+            '-object', 'rng-random,id=rng,filename=/dev/urandom',
+            '-object', 'iothread,id=thread']
+        self.start(scene)
+        self.assert_refused(scene, 'id=net')
+        with scene.vm.monitor() as monitor:
+            for name in 'one', 'two':
+                monitor.cmd('device_del', id=name)
+            wait_for('the disks are gone', lambda: not monitor.cmd(
+                'query-block'))
+            for name in 'node', 'file':
+                monitor.cmd('blockdev-del', node_name=name)
+            monitor.cmd('netdev_del', id='net')
+            for name in 'rng', 'dump':
+                monitor.cmd('object-del', id=name)
+        said = self.update(scene).said('command')
+        for name in 'drive', 'node', 'file', 'net', 'rng', 'dump':
+            self.assertIn(f"'{name}' was removed", said)
+        with scene.vm.monitor() as monitor:
+            self.assertEqual(monitor.cmd('query-block'), [])
+            self.assertEqual(monitor.cmd('query-named-block-nodes'), [])
+            objects: Any = monitor.cmd('qom-list', path='/objects')
+        names = [item['name'] for item in objects]
+        self.assertIn('thread', names)
+        self.assertNotIn('rng', names)
+        words = arguments(scene.vm.pid)
+        self.assertIn('hubport,id=kept,hubid=1', words)
+        self.assertEqual(words.count('-netdev'), 1)
+
+    def test_removed_under_device(self) -> None:
+        """A disk got another image; the first one was removed."""
+        null = '{"driver":"null-co","size":65536,"node-name":"%s"}'
+        scene = self.bare(
+            '-device', 'qemu-xhci', '-blockdev', null % 'first',
+            '-blockdev', null % 'second',
+            '-device', 'usb-storage,drive=first')
+        self.start(scene)
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('blockdev-mirror', job_id='job', device='first',
+                        target='second', sync='full')
+            monitor.wait('BLOCK_JOB_READY')
+            monitor.cmd('block-job-complete', device='job')
+            monitor.wait('BLOCK_JOB_COMPLETED')
+            monitor.cmd('blockdev-del', node_name='first')
+        self.assert_refused(scene, "'first' was removed", 'usb-storage')
+
+    # What was plugged
+
+    def plug_all(self, scene: Scene, image: str) -> Dict[str, Any]:
+        """Plug devices with much that can be given; returns what they are."""
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('device_del', id='keyboard')
+            monitor.wait('DEVICE_DELETED')
+            monitor.cmd('object-add', qom_type='rng-random', id='source',
+                        filename='/dev/urandom')
+            monitor.cmd('device_add', driver='virtio-rng-pci', id='rng',
+                        rng='source', bus='slot1')
+            monitor.cmd('object-add', qom_type='memory-backend-memfd',
+                        id='more', size=128 << 20, share=True)
+            monitor.cmd('device_add', driver='pc-dimm', id='dimm',
+                        memdev='more')
+            monitor.cmd('object-add', qom_type='iothread', id='thread',
+                        poll_max_ns=0)
+            monitor.cmd('blockdev-add', node_name='file', driver='file',
+                        filename=image, auto_read_only=True, discard='unmap',
+                        cache={'direct': True})
+            monitor.cmd('blockdev-add', node_name='disk', driver='qcow2',
+                        file='file', detect_zeroes='on')
+            monitor.cmd('device_add', driver='virtio-blk-pci', id='blk',
+                        drive='disk', num_queues=2, bus=SLOT,
+                        iothread_vq_mapping=[
+                            {'iothread': 'thread', 'vqs': [0]},
+                            {'iothread': 'fixed', 'vqs': [1]}])
+            monitor.cmd('device_add', driver='usb-mouse', id='mouse')
+        return self.plugged(scene)
+
+    def plugged(self, scene: Scene) -> Dict[str, Any]:
+        """What the devices are that plug_all has plugged."""
+        def known(nodes: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+            names = {node['node-name']: node['file'] for node in nodes}
+            return [{
+                'name': self.unnamed(node['node-name']), **{
+                    key: node[key] for key in (
+                        'drv', 'ro', 'cache', 'detect_zeroes', 'file')},
+                'children': [
+                    (edge['child'], self.unnamed(edge['node-name']),
+                     names[edge['node-name']])
+                    for edge in node['children']]} for node in nodes]
+
+        with scene.vm.monitor() as monitor:
+            return {
+                'nodes': sorted(known(monitor.cmd(
+                    'query-named-block-nodes')), key=repr),
+                **{name: monitor.cmd('qom-get', path=path, property=name)
+                   for path, name in (
+                       ('/machine/peripheral/rng', 'rng'),
+                       ('/machine/peripheral/blk', 'iothread-vq-mapping'),
+                       ('/machine/peripheral/dimm', 'memdev'),
+                       ('/objects/more', 'hugetlbsize'),
+                       ('/objects/thread', 'poll-max-ns'))},
+                'usb': re.sub('Device [0-9.]+', '', monitor.cmd(
+                    'human-monitor-command', command_line='info usb'))}
+
+    @staticmethod
+    def unnamed(name: str) -> str:
+        """The name of a block node, unless QEMU has invented it."""
+        return re.sub('#.*', '', name)
+
+    def test_plugged(self) -> None:
+        """Devices that were plugged are what they were."""
+        scene = self.bare(
+            '-device', 'pcie-root-port,id=slot1,chassis=1',
+            '-device', 'qemu-xhci', '-device', 'usb-kbd,id=keyboard',
+            '-device', 'usb-tablet,id=tablet', '-object', 'iothread,id=fixed',
+            ram=CPR)
+        at = scene.vm.command.index('-m')
+        scene.vm.command[at + 1] += ',slots=2,maxmem=1G'
+        base = make_disk(str(scene.folder / 'base'))
+        image = str(scene.folder / 'image')
+        subprocess.run([OBJ / 'qemu-img', 'create', '-q', '-f', 'qcow2',
+                        '-b', base, '-F', 'raw', image], check=True)
+        self.start(scene)
+        plugged = self.plug_all(scene, image)
+        self.assertNotIn('Port 1,', plugged['usb'])
+        for word in "'disk'", 'discard':
+            self.assertIn(word, scene.run('--dry-run').said('command'))
+        for _ in range(2):
+            outcome = self.update(scene)
+            self.assertEqual(outcome.result['mode'], CPR)
+            self.assertEqual(self.plugged(scene), plugged)
+
+    def test_plugged_image(self) -> None:
+        """An image of which QEMU does not tell all is refused."""
+        scene = self.bare('-device', 'qemu-xhci')
+        image = make_disk(str(scene.folder / 'image'))
+        self.start(scene)
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('blockdev-add', node_name='lonely', driver='null-co',
+                        size=1 << 20)
+            monitor.cmd('object-add', qom_type='iothread', id='spare')
+        said = scene.run('--dry-run').said('command')
+        for name in 'lonely', 'spare':
+            self.assertIn(f"'{name}'", said)
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('blockdev-add', node_name='disk',
+                        driver='copy-on-read',
+                        file={'driver': 'file', 'filename': image})
+            monitor.cmd('device_add', driver='usb-storage', id='stick',
+                        drive='disk')
+        self.assert_refused(scene, "'stick'", "'disk'", 'copy-on-read')
+
+    # What goes on beside the VM
+
+    def test_block_work(self) -> None:
+        """Jobs, exports and bitmaps would be lost; limits are."""
+        scene = self.bare('-device', 'qemu-xhci')
+        image = scene.folder / 'image'
+        image.write_bytes(bytes(1 << 20))
+        scene.vm.command += [
+            '-drive', f'if=none,id=d,node-name=n,file={image},format=raw,'
+            'throttling.iops-total=10', '-device', 'usb-storage,drive=d,id=s',
+            '-blockdev',
+            '{"driver":"null-co","node-name":"null","size":65536}']
+        self.start(scene)
+        self.assertEqual(scene.run('--dry-run').said('limits'), '')
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('human-monitor-command', command_line=(
+                'block_set_io_throttle d 0 0 0 1 0 0'))
+        self.assertIn("'d'", scene.run('--dry-run').said('limits'))
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('blockdev-add', node_name='target', size=1 << 20,
+                        driver='null-co')
+            monitor.cmd('blockdev-mirror', job_id='copy', device='n',
+                        target='target', sync='full')
+            monitor.wait('BLOCK_JOB_READY')
+        self.assert_refused(scene, "'copy'", 'block-job-cancel')
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('block-job-cancel', device='copy', force=True)
+            monitor.wait('BLOCK_JOB_CANCELLED')
+            monitor.cmd('nbd-server-start', addr={
+                'type': 'unix', 'data': {'path': f'{scene.folder}/nbd'}})
+            monitor.cmd('block-export-add', id='out', type='nbd',
+                        node_name='null')
+        self.assert_refused(scene, "'out'", 'block-export-del')
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('nbd-server-stop')
+            monitor.do(lambda qmp: qmp.execute(
+                'block-dirty-bitmap-add', {'node': 'n', 'name': 'changed'}))
+        self.assert_refused(scene, "'changed'", 'block-dirty-bitmap-remove')
+
+    def test_pty(self) -> None:
+        """A terminal gets another name, but the one that was chosen."""
+        scene = self.bare()
+        name = scene.vm.folder / 'terminal'
+        scene.vm.command += [
+            '-serial', 'pty', '-chardev', f'pty,id=named,path={name}']
+        self.start(scene)
+        for _ in range(2):
+            said = self.update(scene).said('terminal')
+            self.assertIn("'serial1'", said)
+            self.assertNotIn("'named'", said)
+            with scene.vm.monitor() as monitor:
+                terminal = next(item for item in monitor.cmd('query-chardev')
+                                if item['label'] == 'named')
+            self.assertEqual('pty:' + os.readlink(name),
+                             terminal['filename'])
+
+    def test_given_relative(self) -> None:
+        """Names after "--" begin where the VM was started; '' is kept."""
+        scene = self.bare()
+        inner = scene.vm.folder / 'inner'
+        inner.mkdir()
+        scene.vm.qmp = str(scene.vm.folder / 'qmp.sock')
+        self.start(scene, cwd=inner, env={**os.environ, 'PWD': str(inner)})
+        command = [word.replace(f'{scene.vm.folder}/', '../')
+                   for word in scene.vm.command]
+        for _ in range(2):
+            self.update(scene, command=[*command, '-k', '', '-no-shutdown'],
+                        cwd='/')
+            words = arguments(scene.vm.pid)
+            at = words.index('-k')
+            self.assertEqual(words[at + 1:at + 3], ['', '-no-shutdown'])
+            self.assertEqual(int(scene.vm.pid_file.read_text('ascii')),
+                             scene.vm.pid)
+        self.update(scene)
+
+    # How it runs
+
+    def test_confined(self) -> None:
+        """The new QEMU may do no more than the old one, nor has it more."""
+        kept = re.compile(r'(?m)^(?:Cap|NoNewPrivs|Seccomp).*')
+
+        def confinement() -> Any:
+            proc = Path(f'/proc/{scene.vm.pid}')
+            with scene.vm.monitor() as monitor:
+                threads = [thread['thread-id'] for command in (
+                    'query-cpus-fast', 'query-iothreads')
+                    for thread in monitor.cmd(command)]
+            return (kept.findall((proc / 'status').read_text('ascii')),
+                    (proc / 'oom_score_adj').read_text('ascii'),
+                    [(os.sched_getaffinity(thread),
+                      os.sched_getscheduler(thread),
+                      os.getpriority(os.PRIO_PROCESS, thread))
+                     for thread in (scene.vm.pid, *threads)])
+
+        scene = self.bare('-object', 'iothread,id=thread')
+        scene.vm.command = [
+            'setpriv', '--no-new-privs', '--bounding-set', '-all,+chown',
+            '--inh-caps', '-all', 'nice', '-n', '3', 'choom', '-n', '300',
+            '--', *scene.vm.command]
+        self.start(scene)
+        with scene.vm.monitor() as monitor:
+            cpu = monitor.cmd('query-cpus-fast')[0]['thread-id']
+        os.sched_setaffinity(cpu, {max(os.sched_getaffinity(0))})
+        os.setpriority(os.PRIO_PROCESS, cpu, 2)
+        before = confinement()
+        self.assertIn('NoNewPrivs:\t1', before[0])
+        for _ in range(2):
+            self.update(scene)
+            self.assertEqual(confinement(), before)
+
+    def test_user(self) -> None:
+        """The capabilities of a user; a program that it may not run."""
+        scene = self.bare()
+        scene.folder.chmod(0o755)
+        os.chown(scene.vm.folder, NOBODY, NOBODY)
+        scene.vm.log.touch()
+        scene.vm.command = [
+            'setpriv', f'--reuid={NOBODY}', f'--regid={NOBODY}',
+            '--clear-groups', '--inh-caps=+net_raw', '--ambient-caps=+net_raw',
+            *scene.vm.command]
+        self.start(scene)
+
+        def rights() -> List[str]:
+            return re.findall('(?m)^(?:Cap|Uid|Gid|Groups).*', Path(
+                f'/proc/{scene.vm.pid}/status').read_text('ascii'))
+
+        before = rights()
+        self.update(scene)
+        self.assertEqual(rights(), before)
+        secret = scene.folder / 'secret'
+        secret.mkdir(mode=0o700)
+        binary = secret / 'qemu'
+        binary.symlink_to(scene.binary)
+        for options in ('--dry-run',), ():
+            outcome = scene.run(*options, binary=binary)
+            self.assertEqual(outcome.status, 1, outcome)
+            self.assertIn(str(binary), outcome.message)
+            self.assertIn('user', outcome.message)
+
+    def test_filtered(self) -> None:
+        """System calls that were forbidden from outside would be allowed."""
+        def forbid() -> None:
+            """A filter, which allows everything."""
+            allow = ctypes.create_string_buffer(
+                struct.pack('HBBI', 6, 0, 0, 0x7fff0000))
+            program = ctypes.create_string_buffer(
+                struct.pack('HxxxxxxP', 1, ctypes.addressof(allow)))
+            set_seccomp, filter_mode = 22, 2
+            ctypes.CDLL(None).prctl(set_seccomp, filter_mode, program)
+
+        scene = self.bare()
+        self.start(scene, preexec_fn=forbid)
+        self.assert_refused(scene, 'system calls')
+
+    def test_no_room(self) -> None:
+        """A copy of memory needs room, of which the user is told."""
+        scene = self.bare()
+        self.start(scene)
+        self.assertRegex(scene.run('--dry-run').said('memory'),
+                         'up to 256 MiB.* [0-9]+ MiB')
 
 
 if __name__ == '__main__':

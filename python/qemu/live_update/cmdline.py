@@ -7,8 +7,8 @@ passed on as it is.
 """
 import json
 import re
-from typing import (Callable, Collection, Dict, Iterable, Iterator, List,
-                    NamedTuple)
+from typing import (Any, Callable, Collection, Dict, Iterable, Iterator, List,
+                    NamedTuple, Tuple)
 
 from .error import Refused
 
@@ -30,14 +30,39 @@ REFUSED_OPTIONS = {
 }
 
 
+def _flat(value: Dict[str, Any], prefix: str = '') -> Iterator[
+        Tuple[str, object]]:
+    """The keys of nested objects, as they are written with commas."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f'{prefix}{key}.')
+        else:
+            yield prefix + key, item
+
+
+def _has(value: object, word: str) -> bool:
+    """Is a word somewhere in a value of JSON?"""
+    if isinstance(value, (list, tuple)):
+        return any(_has(item, word) for item in value)
+    if isinstance(value, dict):
+        return _has(list(value.values()), word)
+    return value == word
+
+
 class Option(NamedTuple):
-    """An option, without its dash, and its value; '' is no value."""
+    """
+    An option, without its dash, and its value.
+
+    '' is no value, unless the option has one that is_empty.
+    """
     name: str
     value: str = ''
+    is_empty: bool = False
 
     def words(self) -> List[str]:
         """What it is on a command line."""
-        return [f'-{self.name}'] + ([self.value] if self.value else [])
+        return [f'-{self.name}'] + (
+            [self.value] if self.value or self.is_empty else [])
 
     @property
     def parts(self) -> List[str]:
@@ -54,14 +79,15 @@ class Option(NamedTuple):
         """
         The value's keys, whether it is written as JSON or with commas.
 
-        A first word without "=" has the key ''; other ones mean "on".
+        A first word without "=" has the key ''; other ones mean "on".  Keys
+        of what is nested in JSON have dots, as with commas.
         """
         if self.value.startswith('{'):
             try:
                 parsed = json.loads(self.value)
             except json.JSONDecodeError:
                 return {}
-            return parsed if isinstance(parsed, dict) else {}
+            return dict(_flat(parsed)) if isinstance(parsed, dict) else {}
         words = [part.partition('=') for part in self.parts]
         result: Dict[str, object] = {
             key: value if equals else 'on' for key, equals, value in words}
@@ -71,7 +97,10 @@ class Option(NamedTuple):
         return result
 
     def changed(self, changes: Dict[str, str]) -> 'Option':
-        """The same option, written with commas, with other values of keys."""
+        """The same option with other values of keys."""
+        if self.value.startswith('{'):
+            return self._replace(value=json.dumps(
+                {**json.loads(self.value), **changes}))
         kept = [part for part in self.parts
                 if part.partition('=')[0] not in changes]
         return self.with_parts(
@@ -82,6 +111,13 @@ class Option(NamedTuple):
         """The name of what it creates, if the user gave it one."""
         keys = self.keys()
         return str(keys.get('id', keys.get('node-name', '')))
+
+    @property
+    def kind(self) -> str:
+        """Which kind of thing it creates, of those with such an option."""
+        keys = self.keys()
+        return str(next((keys[key] for key in (
+            '', 'driver', 'qom-type', 'type', 'backend') if key in keys), ''))
 
 
 def is_on(value: object) -> bool:
@@ -99,6 +135,25 @@ def _listens_on_tcp(option: Option, first: str) -> bool:
         bool(option.keys().keys() & {'port', 'tls-port'})
 
 
+def _empties(option: Option) -> bool:
+    """Does QEMU open a file for what it writes as a new one?"""
+    return option.name == 'D' and '%d' not in option.value or \
+        option.name == 'trace' and 'file' in option.keys() or \
+        (option.name, option.kind) in (('audiodev', 'wav'),
+                                       ('object', 'filter-dump'))
+
+
+def _binds(option: Option) -> bool:
+    """Does a network receive at an address of the host, for itself alone?"""
+    keys = option.keys()
+    if option.kind == 'socket':
+        return 'localaddr' in keys and 'mcast' not in keys or 'listen' in keys
+    remote = re.match(r'\d+(?=\.)', str(keys.get('remote.host', '')))
+    is_multicast = remote and 224 <= int(remote[0]) < 240
+    return option.kind == 'dgram' and not is_multicast and \
+        keys.get('local.type') in ('inet', 'unix')
+
+
 class CommandLine(List[Option]):
     """The options of a QEMU."""
 
@@ -111,8 +166,9 @@ class CommandLine(List[Option]):
             if word.startswith('-') and len(word) > 1 and \
                     not value_of_any_form:
                 result.append(Option(word[2 if word[1] == '-' else 1:]))
-            elif result and not result[-1].value:
-                result[-1] = result[-1]._replace(value=word)
+            elif result and not (result[-1].value or result[-1].is_empty):
+                result[-1] = result[-1]._replace(value=word,
+                                                 is_empty=not word)
             else:
                 raise Refused(
                     f"the command line has '{word}' where an option is "
@@ -127,6 +183,12 @@ class CommandLine(List[Option]):
     def named(self, *names: str) -> Iterator[Option]:
         """All options of some names, in order."""
         return (option for option in self if option.name in names)
+
+    def naming(self, name: str) -> Iterator[Option]:
+        """All options that have this as the value of a key but their name."""
+        return (option for option in self if any(
+            _has(value, name) for key, value in option.keys().items()
+            if key not in ('id', 'node-name')))
 
     def drop(self, *names: str) -> None:
         """Remove all options of some names."""
@@ -148,12 +210,26 @@ class CommandLine(List[Option]):
                     'its place')
             if option.name in OPENING_OPTIONS and any(
                     re.fullmatch('(vhost)?fds?', key) or
-                    '/dev/fdset/' in str(value)
+                    '/dev/fdset/' in str(value) or
+                    key.endswith('.type') and value == 'fd'
                     for key, value in option.keys().items()):
                 raise Refused(
                     f"'{whole}' uses a file descriptor that was given to the "
                     'old QEMU; give the command line anew after "--", '
                     'without it')
+            if _empties(option):
+                raise Refused(
+                    f"'{whole}' would empty the file of the old QEMU; give "
+                    'the command line anew after "--", without it or with '
+                    'the name of another file' + (
+                        ', or remove it with "object-del"'
+                        if option.name == 'object' else ''))
+            if option.name == 'netdev' and _binds(option):
+                raise Refused(
+                    f"'{whole}' has a socket of its own, which the new QEMU "
+                    'would take away from the old one at its start; unplug '
+                    'the network card and delete its netdev, and plug them '
+                    'again after the update')
 
     def set_machine(self, machine: str) -> None:
         """
@@ -187,6 +263,12 @@ class CommandLine(List[Option]):
             keys = option.keys()
             first = str(keys.get('', ''))
             serves = is_on(keys.get('server')) and option.id not in others
+            if serves and is_on(keys.get('abstract')):
+                raise Refused(
+                    f"'{' '.join(option.words())}' listens at an abstract "
+                    'name, which only one QEMU can; start the VM with the '
+                    'path of a UNIX socket in its place, or give the command '
+                    'line anew after "--", without it')
             if option.name == 'pidfile':
                 option = Option('pidfile', renamed(option.value))
             elif option.name == 'vnc' and first.startswith('unix:') or \
@@ -197,6 +279,9 @@ class CommandLine(List[Option]):
                     [kind + colon + renamed(path)] + option.parts[1:])
                 if serves:
                     option = option.changed({'wait': 'off'})
+            elif option.name == 'chardev' and first == 'pty' and \
+                    'path' in keys:
+                option = option.changed({'path': renamed(str(keys['path']))})
             elif option.name == 'chardev' and serves and 'path' in keys:
                 option = option.changed({
                     'path': renamed(str(keys['path'])), 'wait': 'off'})

@@ -7,8 +7,10 @@ are there, with all that they were given.
 """
 import contextlib
 import json
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+import re
+from typing import Any, Dict, List, NamedTuple, Optional, Set
 
+from . import blocks
 from .cmdline import CommandLine, Option
 from .error import Refused
 from .monitor import Monitor, MonitorError
@@ -19,6 +21,10 @@ UNNAMED = '/machine/peripheral-anon'
 LINKS = {'drive': ('drive', 'blockdev'), 'netdev': ('netdev', 'nic'),
          'memdev': ('object',), 'iothread': ('object',),
          'chardev': ('chardev',)}
+# What objects may have but cannot be given.
+NOT_TAKEN = 'opened', 'loaded'
+# The type of a property that says which I/O thread has which queues.
+MAPPING = 'IOThreadVirtQueueMappingList'
 
 
 class Device(NamedTuple):
@@ -74,30 +80,30 @@ def difference(old: Dict[str, Device], new: Dict[str, Device]
     return None
 
 
-async def images(monitor: Monitor) -> Dict[str, Tuple[str, str]]:
-    """The image that each drive has, and what that is based on."""
-    found = {}
-    for drive in await monitor.ask('query-block'):
-        image = drive.get('inserted', {})
-        found[drive.get('qdev') or drive['device']] = (
-            image.get('file', ''), image.get('backing_file', ''))
-    return found
+async def networks(monitor: Monitor) -> Set[str]:
+    """The names of all networks, and of the cards that they serve."""
+    text = await monitor.ask('human-monitor-command',
+                             command_line='info network')
+    # Each line has one or two names, and what they are, with "=" in it.
+    return {word for line in text.splitlines()
+            for word in line.lstrip(' \\').split(': ') if '=' not in word}
 
 
-def other_image(old: Dict[str, Tuple[str, str]],
-                new: Dict[str, Tuple[str, str]]) -> Optional[str]:
-    """
-    How the images of two QEMUs differ, in words; None: they do not.
+async def usb_ports(monitor: Monitor) -> Dict[str, str]:
+    """The ports of USB devices that have an id."""
+    text = await monitor.ask('human-monitor-command', command_line='info usb')
+    return {name: port for port, name in re.findall(
+        r'(?m)^ *Device .*?, Port ([0-9.]+), .*, ID: (\S+?)\r?$', text)}
 
-    They do when a snapshot was made, or a medium changed, since the VM began.
-    """
-    for drive, image in new.items():
-        if image != old.get(drive, image):
-            there, here = (' on '.join(filter(None, files)) or 'none'
-                           for files in (image, old[drive]))
-            return (f"has another image in the drive '{drive}': {there}; the "
-                    f'VM has {here}')
-    return None
+
+async def object_keys(monitor: Monitor, driver: str) -> List[str]:
+    """What an object of a type can be given."""
+    types = {item['name']: item
+             for item in await monitor.ask('query-qmp-schema')}
+    variants = types[types['object-add']['arg-type']]['variants']
+    return [member['name'] for variant in variants
+            if variant['case'] == driver
+            for member in types[variant['type']]['members']]
 
 
 class Catalog:
@@ -105,12 +111,14 @@ class Catalog:
     What the command line has to say to create what the VM has now.
 
     changes: what was changed in the command line, in words
+    losses: what the new QEMU will not have, in words
 
     @param monitor: of the QEMU that runs the VM
     @param options: its command line, which reproduce() changes
     """
     def __init__(self, monitor: Monitor, options: CommandLine) -> None:
         self.changes: List[str] = []
+        self.losses: List[str] = []
         self._monitor = monitor
         self._options = options
         self._new: List[Option] = []
@@ -131,10 +139,15 @@ class Catalog:
                 self._options.remove(option)
                 if name not in plugged:
                     self.changes.append(f"'{name}' was unplugged")
-        chardevs = await self._monitor.chardevs()
-        for option in list(self._options.named('chardev')):
-            if option.id not in chardevs:
-                self._options.remove(option)
+        self._drop('chardev', set(await self._monitor.chardevs()))
+        await self._drop_removed()
+        ports = await usb_ports(self._monitor)
+        for position, option in enumerate(self._options):
+            if option.name == 'device' and option.id in ports and \
+                    'port' not in option.keys():
+                # Another device may have been where this one would be.
+                self._options[position] = option.changed(
+                    {'port': ports[option.id]})
 
         # What others are plugged into comes first.
         waiting = list(plugged.values())
@@ -144,9 +157,52 @@ class Catalog:
                 device.bus.startswith(other.name + '.')
                 for other in waiting if other is not device)), waiting[0])
             waiting.remove(ready)
-            await self._add_device(ready)
+            await self._add_device(ready, ports)
             self.changes.append(f"'{ready.name}' was plugged")
         self._options.extend(self._new)
+        await self._note_unused()
+
+    def _drop(self, kind: str, present: Set[str]) -> List[str]:
+        """Drop options for what is not there any more; returns the names."""
+        gone = [option for option in self._options.named(kind)
+                if option.id and option.id not in present]
+        for option in gone:
+            self._options.remove(option)
+            self.changes.append(f"'{option.id}' was removed")
+        return [option.id for option in gone]
+
+    async def _drop_removed(self) -> None:
+        """Drop disks, networks and objects that were removed."""
+        images = await blocks.present(self._monitor)
+        gone = [*self._drop('drive', images), *self._drop('blockdev', images),
+                *self._drop('netdev', await networks(self._monitor))]
+        for name in gone:
+            for option in self._options.naming(name):
+                if option.name not in ('device', 'blockdev', 'object'):
+                    continue
+                raise Refused(
+                    f"'{name}' was removed, which the command line gives to "
+                    f"'{' '.join(option.words())}'; unplug what uses it, or "
+                    'give the command line anew after "--"')
+        objects = await self._monitor.children('/objects')
+        # Some are needed only while others begin, such as secrets.
+        self._drop('object', {*objects, *(
+            option.id for option in self._options.named('object')
+            if any(self._options.naming(option.id)))})
+
+    async def _note_unused(self) -> None:
+        """Say what was added but is used by no device."""
+        objects = {option.id for option in self._options.named('object')}
+        memory = await self._monitor.get('/machine', 'memory-backend')
+        for name, kind in (await self._monitor.children('/objects')).items():
+            if name not in objects and f'/objects/{name}' != memory:
+                self.losses.append(
+                    f"the object '{name}' ({kind}) was added, and no device "
+                    'that was plugged uses it: the new QEMU will not have it')
+        for name in await blocks.unused(self._monitor, self._options):
+            self.losses.append(
+                f"the block node '{name}' was added, and no device that was "
+                'plugged uses it: the new QEMU will not have it')
 
     async def _cpu(self, device: Device) -> Optional[Dict[str, Any]]:
         """
@@ -162,9 +218,12 @@ class Catalog:
                             **place['props']}
         return None
 
-    async def _add_device(self, device: Device) -> None:
-        self._new.append(Option('device', json.dumps(
-            await self._cpu(device) or await self._given(device))))
+    async def _add_device(self, device: Device, ports: Dict[str, str]
+                          ) -> None:
+        words = await self._cpu(device) or await self._given(device)
+        if device.name in ports:
+            words['port'] = ports[device.name]
+        self._new.append(Option('device', json.dumps(words)))
 
     async def _given(self, device: Device) -> Dict[str, Any]:
         """What a device was given."""
@@ -173,34 +232,81 @@ class Catalog:
         if device.bus:
             words['bus'] = device.bus
         for name, item in (known or {}).items():
+            is_link = item['type'].startswith('link<')
             if 'default-value' not in item and name not in LINKS and \
-                    item['type'] != 'str' and name != 'bootindex':
+                    item['type'] not in ('str', MAPPING) and \
+                    name != 'bootindex' and not is_link:
                 continue        # what it is, not what it was given
             value = await self._monitor.get(device.path, name)
+            if name == 'drive' and not value:
+                value = await self._drive_within(device)
             if value in (None, '', []) or value == item.get('default-value'):
                 continue
-            if name in LINKS:
+            if is_link and str(value).startswith(NAMED + '/') and \
+                    name not in LINKS and name != 'parent_bus':
+                raise Refused(
+                    f"the device '{device.name}' was plugged with "
+                    f'{name}={value}, which cannot be given to the new QEMU; '
+                    'unplug it, or give the command line anew after "--"')
+            if is_link and not str(value).startswith('/objects/') and \
+                    name not in LINKS:
+                continue        # it has made that itself
+            if item['type'] == MAPPING:
+                for part in value:
+                    await self._need(device, 'iothread', part['iothread'])
+            elif name in LINKS or is_link:
                 value = str(value).rpartition('/')[2]
                 await self._need(device, name, value)
             words[name] = value
         return words
 
+    async def _drive_within(self, device: Device) -> Optional[str]:
+        """The drive of a device that has given it to one of its own."""
+        for drive in await self._monitor.ask('query-block'):
+            if drive.get('qdev', '').startswith(device.path + '/'):
+                name = drive['device'] or drive['inserted']['node-name']
+                return str(name)
+        return None
+
     async def _need(self, device: Device, link: str, name: str) -> None:
         """See to it that what a device needs is there before it."""
+        kinds = LINKS.get(link, ('object',))
         makers = [option for option in self._options + self._new
-                  if option.name in LINKS[link] and option.id == name]
+                  if option.name in kinds and option.id == name]
         if makers:
             return
-        if LINKS[link] == ('chardev',):
+        if kinds == ('chardev',):
             await self._add_chardev(name)
-        elif LINKS[link] == ('object',):
+        elif kinds == ('object',):
             await self._add_object(name)
+        elif link == 'drive':
+            await self._add_image(device, name)
         else:
             raise Refused(
                 f"the device '{device.name}' was plugged with the {link} "
                 f"'{name}', which the command line lacks and which cannot be "
                 'read from QEMU; give the command line, with both, after '
                 '"--"')
+
+    async def _add_image(self, device: Device, name: str) -> None:
+        known = await blocks.nodes(self._monitor)
+        options = [*self._options, *self._new]
+        graph = blocks.Graph(known, blocks.names_given(options))
+        try:
+            if name not in known:
+                raise Refused('it is no block node with a name')
+            graph.make(name)
+        except Refused as error:
+            raise Refused(
+                f"the device '{device.name}' was plugged with the drive "
+                f"'{name}', which the command line lacks and which cannot be "
+                f'read from QEMU: {error}; give the command line, with both, '
+                'after "--"') from error
+        self._new.extend(graph.made.values())
+        self.losses.append(
+            f"the image '{name}' was added to the running VM: the new QEMU "
+            f'gets its defaults of what cannot be read ({blocks.NOT_TOLD}); '
+            'to have others, give the command line after "--"')
 
     async def _add_chardev(self, name: str) -> None:
         path = f'/chardevs/{name}'
@@ -223,11 +329,20 @@ class Catalog:
         path = f'/objects/{name}'
         driver = (await self._monitor.children('/objects'))[name]
         words: Dict[str, Any] = {'qom-type': driver, 'id': name}
-        for item in await self._monitor.ask('qom-list', path=path):
-            if item['name'] == 'type' or item['type'].startswith(
-                    ('child<', 'link<')):
+        for key in await object_keys(self._monitor, driver):
+            value = await self._monitor.get(path, key)
+            # QEMU does not take the 0 which it gives for a size of pages.
+            if value in (None, '', []) or key in NOT_TAKEN or \
+                    (key, value) == ('hugetlbsize', 0):
                 continue
-            value = await self._monitor.get(path, item['name'])
-            if value not in (None, '', []):
-                words[item['name']] = value
+            if str(value).startswith('/objects/'):
+                value = str(value).rpartition('/')[2]
+                if not any(option.id == value for option in
+                           [*self._options.named('object'), *self._new]):
+                    await self._add_object(value)
+            elif key == 'chardev' and not any(
+                    option.id == value for option in
+                    [*self._options.named('chardev'), *self._new]):
+                await self._add_chardev(str(value))
+            words[key] = value
         self._new.append(Option('object', json.dumps(words)))

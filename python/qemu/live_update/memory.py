@@ -3,6 +3,7 @@
 How the guest's memory gets to the new QEMU
 """
 import os
+import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -43,11 +44,38 @@ async def choose_mode(monitor: Monitor, process: Process) -> Mode:
         return Mode(IGNORE_SHARED, "files stay where they are, '"
                     f"{(shared + others)[0]}' is copied")
     if others:
-        return Mode(COPY, f"'{others[0]}' is not shared (share=on)")
+        return await _copy(monitor, process,
+                           f"'{others[0]}' is not shared (share=on)")
     if not await monitor.get('/machine', 'aux-ram-share'):
-        return Mode(COPY, 'it has no name in the file system, and the '
-                    'machine is without aux-ram-share=on')
+        return await _copy(
+            monitor, process, 'it has no name in the file system, and the '
+            'machine is without aux-ram-share=on')
     return Mode(CPR, 'shared, and handed over by its file descriptors')
+
+
+async def _copy(monitor: Monitor, process: Process, reason: str) -> Mode:
+    """A copy, if there is room for it."""
+    size = await monitor.ask('query-memory-size-summary')
+    whole = size['base-memory'] + size.get('plugged-memory', 0)
+    in_use = min(whole, process.memory)
+    free = free_memory(Path('/proc/meminfo').read_text('ascii'))
+    room = (f'room for up to {_mebibytes(whole)}, of which '
+            f'{_mebibytes(in_use)} are in use; the host has '
+            f'{_mebibytes(free)} available')
+    if in_use > free:
+        raise Refused(f'memory has to be copied ({reason}), which takes '
+                      f'{room}: free some, or start the VM with shared memory')
+    return Mode(COPY, f'{reason}; this takes {room}')
+
+
+def _mebibytes(size: int) -> str:
+    return f'{size >> 20} MiB'
+
+
+def free_memory(meminfo: str) -> int:
+    """How much a program can get, from what the kernel says of memory."""
+    return sum(int(size) for size in re.findall(
+        r'(?m)^(?:MemAvailable|SwapFree): *(\d+) kB', meminfo)) << 10
 
 
 async def _check_file(monitor: Monitor, process: Process, name: str,

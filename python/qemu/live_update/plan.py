@@ -8,12 +8,14 @@ import os
 from pathlib import Path
 from typing import Awaitable, Dict, List, Optional, Sequence
 
-from .cmdline import CommandLine
+from . import blocks
+from .cmdline import CommandLine, is_on
+from .confinement import Confinement
 from .devices import Catalog, Device, devices
 from .error import Refused
 from .memory import CPR, IGNORE_SHARED, Mode, choose_mode
 from .monitor import UNDER_WAY, Monitor, MonitorError
-from .names import Names
+from .names import Names, public
 from .output import Output
 from .probe import Probe
 from .process import Process
@@ -49,9 +51,9 @@ class Plan:
         self.devices: Dict[str, Device] = {}
         self._given = given
         self._output = output
-        self._folder = self.process.folder if given is None else os.getcwd()
         users = self.process.users
-        self.names = Names(self._folder, (users['Uid'][1], users['Gid'][1]))
+        self.names = Names(self.process.folder,
+                           (users['Uid'][1], users['Gid'][1]))
         self._refusals: List[str] = []
         self._channels = Path()
 
@@ -59,6 +61,7 @@ class Plan:
         """Look at all that decides whether the VM can be updated."""
         await self._try('VM', self._check_vm())
         if not self._refusals:
+            await self._try('block', blocks.check_work(self.monitor))
             await self._try('command', self._check_command_line())
             await self._try('memory', self._check_memory())
             await self._try('binary', self._check_binary())
@@ -102,7 +105,6 @@ class Plan:
                 arguments = arguments[1:]
         options = CommandLine.parse(arguments)
         options.drop('S', 'incoming', 'loadvm')
-        options.check()
         service = self.process.service()
         if service and not any(options.named('pidfile')):
             raise Refused(f"the VM is the main process of '{service}': "
@@ -116,9 +118,14 @@ class Plan:
             for change in catalog.changes:
                 self._output.check('command', 'ok', f'{change} since the VM '
                                    'was started: the command line follows')
+            for loss in catalog.losses:
+                self._output.check('command', 'warning', loss)
+        options.check()
         self._check_networks(options)
+        await self._check_limits(options)
+        await self._check_terminals(options)
         options.keep_files()
-        options.rename(self.names.private, {
+        options.rename(self._private, {
             str(option.keys().get('chardev'))
             for option in options.named('device')
             if 'vhost-user' in option.value})
@@ -135,14 +142,46 @@ class Plan:
                     'new QEMU while the old one has it; unplug the network '
                     'card and delete its netdev, and plug them again after '
                     'the update')
+            if kind == 'vhost-user':
+                raise Refused(
+                    f"'{' '.join(option.words())}': its back-end cannot be "
+                    'moved yet; unplug the network card and delete its '
+                    'netdev, and plug them again after the update')
             if kind == 'user':
                 self._output.check(
                     'network', 'warning', f"'{' '.join(option.words())}': "
                     'connections of the guest over it will end')
 
+    async def _check_limits(self, options: CommandLine) -> None:
+        for name in await blocks.other_limits(self.monitor, options):
+            self._output.check(
+                'limits', 'warning', f"the limits of throttling of '{name}' "
+                'were set while the VM ran, and will be those of the command '
+                'line: set them again after the update')
+
+    async def _check_terminals(self, options: CommandLine) -> None:
+        """Say which terminals get another name."""
+        stay = {option.id for option in options.named('chardev')
+                if 'path' in option.keys()}
+        for name, state in (await self.monitor.chardevs()).items():
+            if state['filename'].startswith('pty:') and name not in stay:
+                self._output.check(
+                    'terminal', 'warning', f"'{name}' is at "
+                    f'{state["filename"][len("pty:"):]}, and will be at '
+                    'another name, which "query-chardev" tells')
+
+    def _private(self, path: str) -> str:
+        """The name for the new QEMU of what others call path."""
+        if '..' in Path(path).parts:
+            # The user will name it in another way.
+            folder, name = os.path.split(public(path))
+            path = os.path.join(os.path.realpath(
+                os.path.join(self.process.folder, folder)), name)
+        return self.names.private(path)
+
     def _find_monitor(self) -> None:
         wanted = os.path.abspath(self.monitor.path)
-        private = self.names.private(wanted)
+        private = self._private(wanted)
         if not any(private in option.value for option in self.options):
             raise Refused(
                 f"the command line has no monitor at '{wanted}' (as a UNIX "
@@ -159,7 +198,9 @@ class Plan:
     async def _check_binary(self) -> None:
         if not os.access(self.binary, os.X_OK):
             raise Refused(f"'{self.binary}' is not a program")
-        async with Probe(self.binary) as new:
+        probe = Probe(self.binary, self.process, not self.drops_privileges)
+        async with probe as new:
+            self._check_confinement(Confinement.of(probe.pid))
             machine = await self.monitor.machine()
             if machine not in await new.machines():
                 raise Refused(f"'{self.binary}' does not know the machine "
@@ -174,6 +215,20 @@ class Plan:
                     await self._try(device.name,
                                     self._check_device(device, here, there,
                                                        new))
+
+    def _check_confinement(self, new: Confinement) -> None:
+        """Would the new QEMU have the rights of the old one?"""
+        sandbox = any(
+            is_on(option.keys().get('', option.keys().get('enable')))
+            for option in self.options.named('sandbox'))
+        differences = Confinement.of(self.process.pid).differences(
+            new, self.drops_privileges, sandbox)
+        if differences:
+            raise Refused(
+                'the new QEMU would run with other rights than process '
+                f'{self.process.pid}: {"; ".join(differences)}; run this as '
+                'root, and with what confines the VM from outside (a '
+                'systemd service, runcon, aa-exec)')
 
     async def _check_device(self, device: Device, here: bool, there: bool,
                             new: Monitor) -> None:

@@ -14,6 +14,7 @@ from typing import Optional, Type
 
 from .error import Refused
 from .monitor import Monitor, MonitorError
+from .process import Process
 
 
 def die_with(parent: int) -> None:
@@ -29,30 +30,31 @@ class Probe:
     A QEMU that runs nothing, for an "async with" block; gives its monitor.
 
     @param binary: the program
+    @param like: the process in whose way it is run
+    @param as_user: is it as the same user, too?
     """
-    def __init__(self, binary: str) -> None:
+    def __init__(self, binary: str, like: Process, as_user: bool) -> None:
         self._binary = binary
+        self._like = like
+        self._as_user = as_user
         self._monitor = Monitor(binary, '')
-        self._process: Optional['subprocess.Popen[str]'] = None
+        self._process: Optional['subprocess.Popen[bytes]'] = None
 
     async def __aenter__(self) -> Monitor:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                # pylint: disable=subprocess-popen-preexec-fn
-                self._process = subprocess.Popen(
+                self._process = self._like.run_like(
                     [self._binary, '-machine', 'none', '-nodefaults',
                      '-no-user-config', '-display', 'none', '-chardev',
                      f'socket,id=qmp,fd={theirs.fileno()}',
                      '-mon', 'chardev=qmp,mode=control'],
-                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    self._as_user, pass_fds=[theirs.fileno()],
                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                    text=True, errors='replace', start_new_session=True,
-                    preexec_fn=functools.partial(die_with, os.getpid()))
-            except OSError as error:
+                    last=functools.partial(die_with, os.getpid()))
+            except BaseException:
                 ours.close()
-                raise Refused(f"cannot run '{self._binary}': "
-                              f'{error.strerror}') from error
+                raise
         try:
             await self._monitor.use(ours)
         except MonitorError as error:
@@ -63,13 +65,19 @@ class Probe:
             raise
         return self._monitor
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self._process
+        return self._process.pid
+
     def _end(self) -> str:
         """End it; what did it print?"""
         assert self._process
         # With what it has started, if it is a script.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.communicate()[1].strip()
+        return self._process.communicate()[1].decode(errors='replace').strip()
 
     async def __aexit__(self, exc_type: Optional[Type[BaseException]],
                         exc: Optional[BaseException],

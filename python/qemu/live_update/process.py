@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import socket
 import struct
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from .confinement import Confinement, Turn
 from .error import Refused
 
 PIDFD_GETFD = 438       # the number of the system call on all architectures
@@ -130,6 +132,13 @@ class Process:
                 for name, _, value in lines
                 if name in ('Uid', 'Gid', 'Groups')}
 
+    @property
+    def memory(self) -> int:
+        """How much memory it uses, but for files; in bytes."""
+        return sum(int(size) for size in re.findall(
+            r'(?m)^(?:RssAnon|RssShmem|VmSwap):\s*(\d+) kB',
+            self._read('status'))) << 10
+
     def service(self) -> str:
         """The systemd service that ends when this process ends, or ''."""
         parent = self._stat()[1]
@@ -194,11 +203,44 @@ class Process:
         """
         Start a program in the way in which this process runs.
 
-        That is: folder, environment, limits of resources, processors, control
-        group.  What it prints goes where this one prints, if that is
-        of use; if not, it can be read from the result's stderr.
+        That is: folder, environment, limits of resources, processors,
+        priority, confinement, control group.  What it prints goes where this
+        one prints, if that is of use; if not, it can be read from the
+        result's stderr.
 
         @param as_user: start it as the same user, too
+        """
+        output = self.file(2)
+        if output is not None and \
+                os.fstat(output).st_rdev == os.stat('/dev/null').st_rdev:
+            os.close(output)
+            output = None
+        cgroup = self.cgroup()
+
+        def join() -> None:
+            if cgroup:
+                with contextlib.suppress(OSError):
+                    cgroup.write_text(str(os.getpid()), 'ascii')
+
+        try:
+            return self.run_like(
+                command, as_user, first=join,
+                stdout=subprocess.DEVNULL if output is None else output,
+                stderr=subprocess.PIPE if output is None else output)
+        finally:
+            if output is not None:
+                os.close(output)
+
+    def run_like(self, command: Sequence[str], as_user: bool,
+                 first: Callable[[], object] = lambda: None,
+                 last: Callable[[], object] = lambda: None,
+                 **options: Any) -> 'subprocess.Popen[bytes]':
+        """
+        The same, but for control group and output.
+
+        @param first: called in the new process, as the user that we are
+        @param last: the same, as the user that the program gets
+        @param options: of subprocess.Popen
         """
         limits = {}
         # To look at another user's takes a capability that we may not have.
@@ -206,40 +248,43 @@ class Process:
             limits = {kind: resource.prlimit(self.pid, kind)
                       for name, kind in vars(resource).items()
                       if name.startswith('RLIMIT_')}
-        processors = os.sched_getaffinity(self.pid)
-        cgroup = self.cgroup()
+        turn = Turn(self.pid)
+        confinement = Confinement.of(self.pid)
         users = self.users
+        memory = self._proc.joinpath('oom_score_adj').read_text('ascii')
 
         def prepare() -> None:
             """In the new process, while we are still who we are."""
-            if cgroup:
-                with contextlib.suppress(OSError):
-                    cgroup.write_text(str(os.getpid()), 'ascii')
-            os.sched_setaffinity(0, processors)
+            first()
+            turn.give(0)
             for kind, limit in limits.items():
                 with contextlib.suppress(ValueError, OSError):
                     resource.setrlimit(kind, limit)
+            Path('/proc/self/oom_score_adj').write_text(memory, 'ascii')
+            confinement.confine()
             if as_user and os.geteuid() == 0:
                 os.setgroups(users['Groups'])
                 os.setresgid(*users['Gid'][:3])
                 os.setresuid(*users['Uid'][:3])
+            confinement.finish()
+            last()
 
-        output = self.file(2)
-        if output is not None and \
-                os.fstat(output).st_rdev == os.stat('/dev/null').st_rdev:
-            os.close(output)
-            output = None
         try:
-            # pylint: disable=consider-using-with, subprocess-popen-preexec-fn
+            # pylint: disable-next=subprocess-popen-preexec-fn
             return subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL,
                 env={**self.environment, 'PWD': self.folder},
-                stdout=subprocess.DEVNULL if output is None else output,
-                stderr=subprocess.PIPE if output is None else output,
-                start_new_session=True, preexec_fn=prepare)
-        finally:
-            if output is not None:
-                os.close(output)
+                start_new_session=True, preexec_fn=prepare, **options)
+        except OSError as error:
+            raise Refused(
+                f"cannot run '{command[0]}' as the user of the VM, "
+                f'{users["Uid"][1]}: {error.strerror}; let that user execute '
+                'it, and enter the folders that it is in') from error
+        except subprocess.SubprocessError as error:
+            raise Refused(
+                f"cannot run '{command[0]}' in the way in which process "
+                f'{self.pid} runs (processors, priority, user); run this as '
+                'root') from error
 
 
 async def end_all(argument: str, timeout: float = 10) -> None:

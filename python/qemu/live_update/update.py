@@ -14,7 +14,8 @@ from typing import Any, Dict, Optional
 
 from qemu.qmp import EventListener
 
-from .devices import devices, difference, images, other_image
+from .blocks import images, other_image
+from .devices import devices, difference
 from .error import Failed, NeedsPerson, Refused, UpdateError
 from .interruption import Interruption
 from .memory import CPR, IGNORE_SHARED
@@ -24,6 +25,7 @@ from .plan import PARAMETER, Plan
 from .process import end_all, find, is_listening
 from .record import Record
 from .succession import PATIENCE, take_place
+from .threads import treat_alike
 
 ENDS = 'completed', 'failed', 'cancelled'
 POLL = 0.01             # seconds
@@ -143,6 +145,7 @@ class Update:
         if problem:
             raise Refused(f'the new QEMU {problem}; give the command line '
                           'anew after "--"')
+        await treat_alike(self._old, self._new)
 
     # The VM moves
 

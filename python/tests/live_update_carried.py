@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Tests of what live-update refuses of a command line, or changes in it
+
+They are unit tests: no QEMU is needed.
+"""
+import unittest
+from typing import Callable, List
+
+from qemu.live_update.blocks import limits_given
+from qemu.live_update.cmdline import CommandLine, Option
+from qemu.live_update.confinement import Confinement
+from qemu.live_update.error import Refused
+
+
+def renamed(words: List[str]) -> List[str]:
+    """Give private names to all files; "x" becomes "NEW/x"."""
+    options = CommandLine.parse(words)
+    options.rename(lambda path: f'NEW/{path}', ())
+    return options.words()
+
+
+class Options(unittest.TestCase):
+    """Options by which two QEMUs would disturb each other, and others"""
+
+    def assert_refused(self, work: Callable[[List[str]], object],
+                       text: str) -> None:
+        """Options must be refused, with a message that has them."""
+        with self.assertRaises(Refused) as caught:
+            work(text.split())
+        self.assertIn(text, str(caught.exception))
+
+    def test_files(self) -> None:
+        """A file that the new QEMU would empty, since it cannot add to it."""
+        for text in (
+                '-D log', '-trace file=log', '-trace enable=x,file=log',
+                '-object filter-dump,id=f,netdev=n,file=dump',
+                '-object {"qom-type":"filter-dump","id":"f","file":"dump"}',
+                '-audiodev wav,id=a,path=f'):
+            self.assert_refused(
+                lambda words: CommandLine.parse(words).check(), text)
+        for text in '-D log-%d', '-trace enable=x', '-audiodev none,id=a':
+            CommandLine.parse(text.split()).check()
+
+    def test_networks(self) -> None:
+        """A socket that the new QEMU would take away at its start."""
+        for text in (
+                '-netdev dgram,id=n,local.type=unix,local.path=x',
+                '-netdev {"type":"dgram","id":"n","local":{"type":"unix",'
+                '"path":"x"}}',
+                '-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,'
+                'remote.type=inet,remote.host=h,remote.port=2',
+                '-netdev socket,id=n,udp=h:1,localaddr=h:2',
+                '-netdev socket,id=n,listen=:1'):
+            self.assert_refused(
+                lambda words: CommandLine.parse(words).check(), text)
+        for text in ('-netdev socket,id=n,connect=h:1',
+                     '-netdev socket,id=n,mcast=230.0.0.1:1',
+                     '-netdev dgram,id=n,remote.type=inet,'
+                     'remote.host=224.0.0.1,remote.port=1',
+                     '-netdev stream,id=n,addr.type=unix,addr.path=x'):
+            CommandLine.parse(text.split()).check()
+
+    def test_descriptors(self) -> None:
+        """A socket that was passed to the old QEMU."""
+        for text in ('-netdev stream,id=n,addr.type=fd,addr.str=5',
+                     '-netdev {"type":"stream","id":"n","addr":{"type":"fd",'
+                     '"str":"5"}}'):
+            self.assert_refused(
+                lambda words: CommandLine.parse(words).check(), text)
+
+    def test_abstract(self) -> None:
+        """A name that is in no file system cannot be given another."""
+        for text in ('-serial unix:x,abstract=on,server=on',
+                     '-chardev socket,id=a,path=x,abstract=on,server=on'):
+            self.assert_refused(renamed, text)
+        for text in ('-serial unix:x,abstract=on',
+                     '-chardev socket,id=a,path=x,abstract=on'):
+            self.assertEqual(renamed(text.split()), text.split())
+
+    def test_terminal(self) -> None:
+        """The name that was chosen for a terminal is that of a file."""
+        self.assertEqual(renamed(['-chardev', 'pty,id=a,path=x']),
+                         ['-chardev', 'pty,id=a,path=NEW/x'])
+
+    def test_empty_values(self) -> None:
+        """An empty value is one."""
+        for words in (['-k', '', '-no-shutdown'], ['-append', ''],
+                      ['-S', '-append', '', '-m', '1G']):
+            self.assertEqual(CommandLine.parse(words).words(), words)
+        with self.assertRaises(Refused):
+            CommandLine.parse(['-k', '', 'image'])
+
+    def test_nested_keys(self) -> None:
+        """What is nested in JSON has dots with commas."""
+        keys = Option('netdev', '{"type":"dgram","local":{"type":"unix"}}'
+                      ).keys()
+        self.assertEqual(keys['local.type'], 'unix')
+
+    def test_references(self) -> None:
+        """Which options name what others make."""
+        options = CommandLine.parse([
+            '-object', 'secret,id=s', '-drive', 'file.key-secret=s,id=d',
+            '-device', '{"driver":"x","a":[{"iothread":"t"}]}'])
+        self.assertEqual([option.name for option in options.naming('s')],
+                         ['drive'])
+        self.assertEqual([option.name for option in options.naming('t')],
+                         ['device'])
+
+
+class Limits(unittest.TestCase):
+    """Throttling, as a drive was given it"""
+
+    def test_forms(self) -> None:
+        """Old names and new ones, with and without a unit."""
+        for text, expected in (
+                ('file=f', {}),
+                ('file=f,throttling.iops-total=10', {'iops': 10}),
+                ('file=f,bps_rd=1k,iops_wr=7', {'bps_rd': 1024,
+                                                'iops_wr': 7}),
+                ('throttling.bps-write=2M', {'bps_wr': 2 << 20})):
+            found = limits_given(Option('drive', text))
+            self.assertEqual({name: value for name, value in found.items()
+                              if value}, expected)
+
+
+class Confined(unittest.TestCase):
+    """What confines a process"""
+
+    STATUS = ('CapInh:\t0000000000000001\nCapPrm:\t0\nCapEff:\t0\n'
+              'CapBnd:\t0000000000000003\nCapAmb:\t0\nNoNewPrivs:\t1\n'
+              'Seccomp:\t2\nSeccomp_filters:\t2\n')
+
+    def differs(self, status: str, label: str = '', **more: bool) -> str:
+        """How another one differs, in words."""
+        return ' '.join(Confinement(self.STATUS, '').differences(
+            Confinement(status, label), **more))
+
+    def test_differences(self) -> None:
+        """Each is named."""
+        self.assertEqual(self.differs(self.STATUS), '')
+        self.assertIn('NoNewPrivs', self.differs(
+            self.STATUS.replace('NoNewPrivs:\t1', 'NoNewPrivs:\t0')))
+        self.assertIn('CapBnd', self.differs(
+            self.STATUS.replace('003', '007')))
+        self.assertIn('"svirt"', self.differs(self.STATUS, 'svirt'))
+        fewer = self.STATUS.replace('filters:\t2', 'filters:\t1')
+        self.assertIn('system calls', self.differs(fewer))
+        # QEMU adds one by itself.
+        self.assertEqual(self.differs(fewer, sandbox=True), '')
+
+    def test_drops_privileges(self) -> None:
+        """QEMU gives some away by itself."""
+        more = self.STATUS.replace('CapEff:\t0', 'CapEff:\t1')
+        self.assertIn('CapEff', self.differs(more))
+        self.assertEqual(self.differs(more, drops=True), '')
+
+
+if __name__ == '__main__':
+    unittest.main()
