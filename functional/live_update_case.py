@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
@@ -31,6 +32,7 @@ from .watch import connections, wait_for
 
 TOOL = str(ROOT / 'scripts/live-update')
 BINARY = OBJ / 'qemu-system-x86_64'
+RAM = 'memory-backend-ram'
 LONGEST = 90                    # seconds for a run of the tool
 PREFIX = '.live-update-'        # of what is there during an update
 # What JSON objects have, by the kind of event.
@@ -39,6 +41,23 @@ KEYS = {'check': {'name', 'verdict', 'message'}, 'step': {'name', 'message'},
 RESULTS = {'updated': 0, 'possible': 0, 'refused': 1, 'failed': 2,
            'attention': 3}
 Event = Dict[str, Any]
+# The tool, with a fault: argv[1] is the name of an event, argv[2] Python that
+# is executed when the user has been told of it.
+FAULTY = [sys.executable, '-c', f'''
+import os, signal, sys
+sys.path.append({str(ROOT / "python")!r})
+from qemu.live_update import cli, output
+step, at, fault = output.Output.step, *sys.argv[1:3]
+def tell(self, name, message):
+    step(self, name, message)
+    if name == at:
+        exec(fault)
+output.Output.step = tell
+sys.exit(cli.main(sys.argv[3:]))
+''']
+STOP = 'os.kill(os.getpid(), signal.SIGSTOP)'
+# What an update sets for itself.
+SETTINGS = 'query-migrate-capabilities', 'query-migrate-parameters'
 
 
 class Outcome(NamedTuple):
@@ -67,13 +86,15 @@ class Tool:
     A live-update that runs.
 
     @param arguments: of the tool
+    @param program: the tool
     @param options: of subprocess.Popen
     """
-    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+    def __init__(self, arguments: Sequence[str],
+                 program: Sequence[str] = (TOOL,), **options: Any) -> None:
         self.events: List[Event] = []
         self._errors = tempfile.TemporaryFile('w+')
         self._process = subprocess.Popen(
-            [TOOL, '--json', *arguments], stdin=subprocess.DEVNULL,
+            [*program, '--json', *arguments], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=self._errors, text=True, **options)
 
     @property
@@ -101,12 +122,25 @@ class Tool:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def end(self) -> Outcome:
-        """Wait until it ends; it must have said how, as documented."""
+    @contextlib.contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """A "with" block in the middle of one with the fault STOP."""
+        assert self.wait_for(name), self.events
+        wait_for('it stops', lambda: Path(f'/proc/{self.pid}/stat').read_text(
+            'utf-8').rpartition(')')[2].split()[0] == 'T')
+        yield
+        self.send(signal.SIGCONT)
+
+    def end(self, complaint: str = '') -> Outcome:
+        """
+        Wait until it ends; it must have said how, as documented.
+
+        @param complaint: what it must have said on stderr
+        """
         while self.next():
             pass
         status = self._process.wait(LONGEST)
-        self.close()
+        self.close(complaint)
         assert status >= 0, f'ended by signal {-status}'
         assert self.events, 'it says nothing'
         for event in self.events:
@@ -141,15 +175,15 @@ class Tool:
         assert self._process.stdout
         self._process.stdout.close()
 
-    def close(self) -> None:
-        """Let go of it; it must not have complained."""
+    def close(self, complaint: str = '') -> None:
+        """Let go of it; it must not have complained of anything else."""
         if self._errors.closed:
             return
         self._stop()
         with self._errors as file:
             file.seek(0)
             errors = file.read()
-        assert not errors, errors
+        assert complaint in errors if complaint else not errors, errors
 
 
 class State(NamedTuple):
@@ -248,18 +282,19 @@ class Scene:
 
     def tool(self, *options: str, binary: Optional[object] = None,
              command: Optional[Sequence[str]] = None,
-             **more: Any) -> Tool:
+             fault: Sequence[str] = (), **more: Any) -> Tool:
         """
         Start the tool.
 
         @param binary: the new QEMU, if it is another one
         @param command: what follows "--"
+        @param fault: when and what; see FAULTY
         @param more: options of subprocess.Popen
         """
         return Tool(['--qmp', self.vm.qmp, '--binary',
                      str(binary or self.binary), *options,
                      *(() if command is None else ('--', *command))],
-                    **more)
+                    [*FAULTY, *fault] if fault else (TOOL,), **more)
 
     def run(self, *options: str, **more: Any) -> Outcome:
         """Run the tool to its end."""
@@ -358,6 +393,13 @@ class LiveUpdateTest(TestCase):
         self._own(scene)
         return scene
 
+    def bare(self, *args: str, **options: Any) -> Scene:
+        """A VM without a guest; it is not started yet."""
+        scene = self.scene(*args, disks=0, **{'ram': RAM, **options})
+        for option in '-kernel', '-initrd', '-append':
+            scene.vm.drop(option)
+        return scene
+
     def _own(self, scene: Scene) -> None:
         """Let it end with this test, which looks at it if it has failed."""
         self._own_scenes.append(scene)
@@ -409,8 +451,14 @@ class LiveUpdateTest(TestCase):
         after = scene.state()
         self.assertEqual(after.status, before.status)
         self.assertEqual(set(after.pids), set(before.pids) - {old} | {new})
+        self.assert_same(after, before)
+
+    def assert_same(self, after: State, before: State) -> None:
+        """What an update leaves as it was."""
         for what in 'files', 'connections', 'memory':
             self.assertEqual(getattr(after, what), getattr(before, what))
+        for what in SETTINGS:
+            self.assertEqual(after.told[what], before.told[what])
 
     def assert_fails(self, scene: Scene, status: int, *words: str,
                      options: Sequence[str] = (), **more: Any) -> Outcome:

@@ -6,24 +6,31 @@ Whatever goes wrong: the VM runs on, the user is told what to do, nothing is
 left behind, and the next update succeeds.
 """
 import contextlib
+import fcntl
 import os
 import random
+import re
 import signal
 import socket
+import subprocess
 import time
+import unittest
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Optional
 
 from guest import STOCK_OBJ
 from guest.backend import make_disk
+from guest.server_vm import Monitor
 
-from .live_update_case import LiveUpdateTest, Outcome, Scene, Tool
+from qemu.live_update.process import find
+
+from .live_update_case import (RAM, STOP, TOOL, LiveUpdateTest, Outcome,
+                               Scene, State, Tool)
 from .testcase import main
 from .transfer import CPR, IGNORE_SHARED
 from .watch import wait_for
 
 MEMFD = 'memory-backend-memfd,share=on'
-RAM = 'memory-backend-ram'
 NOBODY = 65534
 # A program that answers as a QEMU would that knows of nothing.
 IMPOSTOR = '''#!/usr/bin/python3
@@ -40,13 +47,6 @@ while True:
 
 class LiveUpdateRefused(LiveUpdateTest):
     """Updates that are refused before anything is changed"""
-
-    def bare(self, *args: str, **options: Any) -> Scene:
-        """A VM without a guest; it is not started yet."""
-        scene = self.scene(*args, disks=0, **{'ram': RAM, **options})
-        for option in '-kernel', '-initrd', '-append':
-            scene.vm.drop(option)
-        return scene
 
     @staticmethod
     def start_paused(scene: Scene, *args: str, **options: Any) -> None:
@@ -515,8 +515,8 @@ class LiveUpdateFailures(LiveUpdateTest):
         backends = {disk.backend.pid for disk in scene.disks}
         self.assertEqual(set(after.pids), {scene.vm.pid, *backends},
                          after.pids)
-        for what in 'status', 'files', 'connections', 'memory':
-            self.assertEqual(getattr(after, what), getattr(before, what))
+        self.assertEqual(after.status, before.status)
+        self.assert_same(after, before)
 
     def test_tool_killed(self) -> None:
         """SIGKILL of the tool at each step."""
@@ -675,6 +675,258 @@ class LiveUpdateFailures(LiveUpdateTest):
             for outcome in outcomes:
                 self.assertIn(outcome.status, (0, 1), outcome)
             self.assert_completes(scene, before)
+
+
+class LiveUpdateAccidents(LiveUpdateTest):
+    """What other programs and people do meanwhile, to VMs without a guest"""
+
+    def started(self, *args: str, paused: bool = False, **options: Any
+                ) -> Scene:
+        """A VM with a second monitor."""
+        scene = self.bare(*args, **options)
+        scene.vm.command += [
+            '-qmp', f'unix:{scene.vm.folder}/second.sock,server=on,wait=off']
+        scene.vm.start()
+        if paused:
+            self.second(scene, 'stop')
+        return scene
+
+    @staticmethod
+    def second(scene: Scene, command: str, folder: str = '.') -> Any:
+        """Have the second monitor of the old or new QEMU do something."""
+        path, = scene.vm.folder.glob(f'{folder}/second.sock')
+        with Monitor(str(path)) as monitor:
+            return monitor.cmd(command)
+
+    @contextlib.contextmanager
+    def cut(self, scene: Scene, name: str, *ends: str) -> Iterator[Tool]:
+        """An update that waits after an event; then a QEMU or it may end."""
+        old = scene.vm.pid
+        tool = scene.tool(fault=(name, STOP))
+        with tool.stopped(name):
+            if 'new' in ends:
+                for pid in find(str(scene.folder)):
+                    if pid not in (old, tool.pid):
+                        os.kill(pid, signal.SIGKILL)
+                wait_for('it ends', lambda: set(find(str(scene.folder))) <=
+                         {old, tool.pid})
+            if 'tool' in ends:
+                tool.kill()
+            yield tool
+
+    def assert_updates_bare(self, scene: Scene, before: Optional[State] = None
+                            ) -> None:
+        """An update succeeds, and changes nothing."""
+        before = before or scene.state()
+        outcome = scene.run()
+        self.assertEqual(outcome.status, 0, outcome)
+        after = scene.state()
+        self.assertEqual(after.status, before.status)
+        self.assertEqual(set(after.pids), {scene.vm.pid})
+        self.assertEqual(outcome.result['pid'], scene.vm.pid)
+        self.assert_same(after, before)
+
+    # Two VMs
+
+    def test_neighbour(self) -> None:
+        """What an update of one VM has left is nothing to another VM."""
+        scene = self.started()
+        other = str(scene.vm.folder / 'other.sock')
+        subprocess.run([re.sub(r'(agent|records|second)\.sock', r'other-\1',
+                               re.sub(r'(qmp|vm)\.(sock|pid)', r'other.\2',
+                                      word))
+                        for word in scene.vm.command], check=True)
+        pid_file = scene.vm.folder / 'other.pid'
+
+        def tool(*fault: str) -> Tool:
+            qmp, scene.vm.qmp = scene.vm.qmp, other
+            try:
+                return scene.tool(fault=fault)
+            finally:
+                scene.vm.qmp = qmp
+
+        # One is under way.
+        slow = tool('start', STOP)
+        with slow.stopped('start'):
+            self.assertEqual(scene.run().status, 0)
+        self.assertEqual(slow.end().status, 0)
+        # One was cut off.
+        cut = tool('verify', STOP)
+        with cut.stopped('verify'):
+            cut.kill()
+        before = scene.processes()
+        first = scene.vm.pid
+        self.assertEqual(scene.run().status, 0)
+        self.assertEqual(set(before) - set(scene.processes()), {first})
+        self.assertIn('earlier', [event.get('name')
+                                  for event in tool().end().events])
+        self.assertEqual(set(scene.processes()), {
+            scene.vm.pid, int(pid_file.read_text('ascii'))})
+        self.assertEqual(list(scene.vm.folder.glob('.live-update-*')), [])
+
+    # The tool
+
+    def test_settings(self) -> None:
+        """What the update has set is not left to the new QEMU."""
+        scene = self.started(ram=IGNORE_SHARED)
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('migrate-set-parameters', max_bandwidth=1 << 20)
+            monitor.cmd('migrate-set-capabilities', capabilities=[
+                {'capability': 'events', 'state': True}])
+        self.assert_updates_bare(scene)
+        # Nor if the tool was killed, wherever the VM is then.
+        for name in 'start', 'verify':
+            before = scene.state()
+            with self.cut(scene, name, 'tool'):
+                pass
+            self.assert_updates_bare(scene, before)
+
+    def test_nobody_listens(self) -> None:
+        """Its output cannot be written."""
+        scene = self.started()
+        command = [TOOL, '--qmp', scene.vm.qmp, '--binary', str(scene.binary)]
+        for options in (), ('--json',):
+            for output in 'closed', '/dev/full':
+                old = scene.vm.pid
+                with contextlib.ExitStack() as stack:
+                    out: Any = subprocess.PIPE
+                    if output != 'closed':
+                        out = stack.enter_context(open(output, 'wb'))
+                    process = stack.enter_context(subprocess.Popen(
+                        [*command, *options], stdout=out,
+                        stderr=subprocess.PIPE))
+                    if process.stdout:
+                        process.stdout.close()
+                    assert process.stderr
+                    self.assertEqual(process.stderr.read(), b'')
+                self.assertEqual(process.returncode, 0)
+                self.assertEqual(set(scene.processes()), {scene.vm.pid})
+                self.assertNotEqual(scene.vm.pid, old)
+
+    def test_faults(self) -> None:
+        """It is broken."""
+        scene = self.started(paused=True)
+        fault = 'raise ValueError("broken")'
+        for name, status in ('start', 1), ('names', 3), ('end', 3):
+            with self.subTest(name):
+                before = scene.state()
+                outcome = scene.tool(fault=(name, fault)).end('ValueError')
+                self.assertEqual(outcome.status, status, outcome)
+                self.assertIn('broken', outcome.message)
+                if status == 1:
+                    self.assertEqual(scene.state(), before)
+                else:
+                    self.assertIn('same command again', outcome.message)
+                self.assert_updates_bare(scene, before)
+
+    # The new QEMU
+
+    def test_new_ends(self) -> None:
+        """It ends when it has got the VM, which was paused."""
+        scene = self.started(paused=True)
+        for name in 'verify', 'names':
+            before = scene.state()
+            with self.cut(scene, name, 'new') as tool:
+                pass
+            outcome = tool.end()
+            self.assertEqual(outcome.status, 2, outcome)
+            self.assertIn('paused, as before, in the old', outcome.message)
+            after = scene.state()
+            self.assertEqual((after.status, after.pids),
+                             (before.status, before.pids))
+            self.assert_same(after, before)
+            with self.cut(scene, name, 'new', 'tool'):
+                pass
+            self.assert_updates_bare(scene, before)
+
+    def test_new_ends_running(self) -> None:
+        """It ends when it has run the VM: nothing can bring it back."""
+        for name in 'verify', 'names', 'end':
+            scene = self.started()
+            with self.cut(scene, name, 'new') as tool:
+                pass
+            self.assertEqual(tool.end().status, 3)
+            scene.close()
+
+    def test_new_cannot_start(self) -> None:
+        """It gets the VM, but not the images."""
+        image = make_disk(self.path('disk'))
+        write = 201                     # QEMU's lock: nobody else may write
+        scene = self.started('-drive', f'if=virtio,format=raw,file={image}')
+        with open(image, 'rb') as file:
+            fcntl.lockf(file, fcntl.LOCK_SH, 1, write)
+            with self.cut(scene, 'migrate') as tool:
+                wait_for('it is over', lambda: self.second(
+                    scene, 'query-migrate', '.live-update-*').get('status')
+                    == 'completed')
+        begin = time.monotonic()
+        outcome = tool.end()
+        self.assertIn('cannot start it', outcome.message)
+        self.assertIn(outcome.status, (2, 3))
+        self.assertLess(time.monotonic() - begin, 8)
+        if outcome.status == 2:
+            self.assert_updates_bare(scene)
+
+    # People
+
+    def test_stopped_meanwhile(self) -> None:
+        """The VM is stopped through another monitor."""
+        scene = self.started()
+        with self.cut(scene, 'start') as tool:
+            self.second(scene, 'stop')
+        self.assertEqual(tool.end().status, 0)
+        self.assertEqual(scene.status(), 'paused')
+
+    def test_busy_monitor(self) -> None:
+        """Nobody has to wait for a monitor longer than he wants to."""
+        scene = self.started()
+        with scene.vm.monitor():
+            begin = time.monotonic()
+            self.assertEqual(scene.run('--timeout', '1').status, 1)
+            tool = scene.tool()
+            wait_for('it waits', lambda: any(
+                scene.vm.qmp in line and line.split()[5] == '03'
+                for line in Path('/proc/net/unix').read_text(
+                    'utf-8').splitlines()))
+            tool.send(signal.SIGINT)
+            tool.end_early()
+            self.assertLess(time.monotonic() - begin, 8)
+
+    # The file system
+
+    def test_other_way(self) -> None:
+        """The monitor is named through another folder."""
+        scene = self.started()
+        link = scene.folder / 'link'
+        link.symlink_to(scene.vm.folder)
+        qmp = scene.vm.qmp
+        scene.vm.qmp = str(link / 'qmp.sock')
+        self.assert_updates_bare(scene)
+        with self.cut(scene, 'verify', 'tool'):
+            pass
+        scene.vm.qmp = qmp
+        self.assertEqual(scene.run().said('earlier')[:17],
+                         'an earlier update')
+        self.assertEqual(set(scene.processes()), {scene.vm.pid})
+
+    def test_report(self) -> None:
+        """A report that cannot be written is known before the result."""
+        scene = self.started()
+        outcome = scene.run('--dry-run', '--report', str(scene.vm.folder))
+        self.assertEqual(outcome.status, 0)
+        self.assertIn('cannot be written', outcome.said('report'))
+
+    @unittest.skipUnless(os.geteuid() == 0, 'needs root')
+    def test_changes_user(self) -> None:
+        """The old QEMU is another user than the new one begins as."""
+        scene = self.bare('-run-with', 'user=nobody', ram=CPR)
+        for path in scene.folder, scene.vm.folder:
+            path.chmod(0o711)
+        scene.vm.start()
+        outcome = scene.run()
+        self.assertEqual(outcome.status, 0, outcome)
+        self.assertEqual(outcome.result['mode'], CPR)
+        self.assertEqual(os.stat(f'/proc/{scene.vm.pid}').st_uid, NOBODY)
 
 
 if __name__ == '__main__':

@@ -4,10 +4,12 @@ The command line of live-update
 """
 import argparse
 import asyncio
+import contextlib
 import sys
+import traceback
 from typing import List, NoReturn, Optional
 
-from .error import Refused, UpdateError
+from .error import NeedsPerson, Refused, UpdateError
 from .interruption import Interruption
 from .leftover import clear_up
 from .monitor import Monitor, MonitorError
@@ -67,18 +69,10 @@ def parse(arguments: List[str]) -> argparse.Namespace:
 async def update(options: argparse.Namespace, output: Output) -> None:
     """Do what the user wants; raises UpdateError if it cannot be."""
     interruption = Interruption(options.timeout)
-    record = None
-    try:
-        if options.report:
-            record = Record(options.report, output)
-        if options.dry_run or not await clear_up(options.qmp, output):
-            await update_running(options, interruption, record, output)
-    except MonitorError as error:
-        output.fail(Refused(str(error)))
-    except UpdateError as error:
-        output.fail(error)
-    if record:
-        record.write()
+    record = Record(options.report, output) if options.report else None
+    if options.dry_run or not await clear_up(options.qmp, interruption,
+                                             output):
+        await update_running(options, interruption, record, output)
 
 
 async def update_running(options: argparse.Namespace,
@@ -86,8 +80,9 @@ async def update_running(options: argparse.Namespace,
                          output: Output) -> None:
     """The same, when nothing of an earlier update is left."""
     old = Monitor('the running QEMU', options.qmp)
+    work = None
     try:
-        await old.connect()
+        await interruption.guard(old.connect())
         plan = Plan(old, options.binary, options.command, output)
         await interruption.guard(plan.check())
         if options.dry_run:
@@ -101,9 +96,12 @@ async def update_running(options: argparse.Namespace,
         await work.run()
         if record:
             await record.end(work.facts)
+        await work.check_alive()
         output.result('updated', 'the VM runs in the new QEMU, process '
                       f'{work.facts["pid"]}', **work.facts)
     finally:
+        if work:
+            await work.close()
         await old.close()
 
 
@@ -111,5 +109,20 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Update a VM; returns the exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     output = Output(options.json)
-    asyncio.run(update(options, output))
+    # pylint: disable=broad-exception-caught
+    try:
+        asyncio.run(update(options, output))
+    except MonitorError as error:
+        output.fail(Refused(str(error)))
+    except UpdateError as error:
+        output.fail(error)
+    except Exception as error:
+        # Where the VM is then, the next run finds out.
+        message = (f'a fault of live-update ({type(error).__name__}: {error}):'
+                   ' type the same command again, which completes the update '
+                   'or undoes it')
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+            print(message, file=sys.stderr)
+        output.fail(NeedsPerson(message))
     return output.exit

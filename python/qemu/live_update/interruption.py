@@ -5,9 +5,11 @@ What ends an update early: a signal, or the clock
 import asyncio
 import contextlib
 import signal
-from typing import Any, Coroutine, Optional
+from typing import Any, Coroutine, Optional, TypeVar
 
 from .error import Refused
+
+T = TypeVar('T')
 
 
 class Interrupted(Refused):
@@ -22,7 +24,7 @@ class Interruption:
     """
     def __init__(self, timeout: float) -> None:
         self._why = ''
-        self._task: Optional['asyncio.Task[None]'] = None
+        self._task: Optional['asyncio.Task[Any]'] = None
         self._loop = asyncio.get_running_loop()
         # Not the loop's own handlers: they would go with the loop, and a late
         # signal would end a program that has done its work.
@@ -41,14 +43,15 @@ class Interruption:
             if self._task:
                 self._task.cancel()
 
-    async def guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something; raises Interrupted if it was not done to its end."""
         if self._why:
             work.close()
             raise Interrupted(self._why)
-        self._task = asyncio.create_task(work)
+        task: 'asyncio.Task[T]' = asyncio.create_task(work)
+        self._task = task
         try:
-            await self._task
+            return await task
         except asyncio.CancelledError:
             raise Interrupted(self._why) from None
         finally:

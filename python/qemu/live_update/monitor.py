@@ -3,6 +3,7 @@
 A QEMU's monitor (QMP), and what an update asks it
 """
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import Any, Dict, List, Optional, Set
@@ -72,15 +73,26 @@ class Monitor:
 
     async def _connect(self) -> None:
         client = socket.socket(socket.AF_UNIX)
+        client.setblocking(False)
         try:
-            client.settimeout(ANSWER)
-            client.connect(self.path)
-        except OSError as error:
+            await self._reach(client)
+        except BaseException as error:
             client.close()
+            if not isinstance(error, OSError):
+                raise
             raise MonitorError(f"cannot connect to the monitor '{self.path}' "
                                f'of {self.name}: {error}') from error
         self.pid = listener(client)
         await self.use(client)
+
+    async def _reach(self, client: socket.socket) -> None:
+        """Connect a socket; a queue that is full may be so for a moment."""
+        for _ in range(ANSWER * 100):
+            with contextlib.suppress(BlockingIOError):
+                client.connect(self.path)
+                return
+            await asyncio.sleep(0.01)
+        client.connect(self.path)
 
     async def use(self, client: socket.socket) -> None:
         """Talk to a monitor over a socket that is connected to it."""

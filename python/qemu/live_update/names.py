@@ -9,18 +9,19 @@ update takes the folder out of them.
 """
 import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Iterable, Iterator, Set, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .error import NeedsPerson, Refused
 
 PREFIX = '.live-update-'
 CHANNELS = 'cpr', 'migration'
-OLD = 'old'             # says which process the old QEMU is
+OLD = 'old'             # says what the old QEMU is; see Old
 LONGEST = 107           # bytes in the path of a UNIX socket
 
 
@@ -29,11 +30,31 @@ def public(path: str) -> str:
     return re.sub(rf'(^|/){re.escape(PREFIX)}[^/]*/', r'\1', path)
 
 
+def _same(one: Path, other: Path) -> bool:
+    """Are they the same name in the same folder, however that is spelled?"""
+    return one.name == other.name and \
+        os.path.realpath(one.parent) == os.path.realpath(other.parent)
+
+
+class Old(NamedTuple):
+    """
+    What an update that completes or undoes this one must know.
+
+    process: the identity of the old QEMU
+    status: the run state of the VM
+    settings: of migration, as they were before the update
+    """
+    process: str
+    status: str
+    settings: Dict[str, Any]
+
+
 class Names:
     """
     The names that the new QEMU has for its files.
 
     token: is in all of them, and nowhere else
+    old: what an earlier update has left of its knowledge
 
     @param cwd: where relative names begin
     @param owner: who the new QEMU runs as: user and group
@@ -42,77 +63,118 @@ class Names:
         self.token = PREFIX + secrets.token_hex(4)
         self._cwd = Path(cwd)
         self._owner = owner
-        self._folders: Set[Path] = set()
+        self._public: List[Path] = []
+        self.old: Optional[Old] = None
 
     def private(self, path: str) -> str:
         """The name for the new QEMU of what others call path."""
         name = self._cwd / public(path)
+        # One file has one name, also for who comes through another folder.
+        name = next((known for known in self._public if _same(known, name)),
+                    name)
         result = name.parent / self.token / name.name
         excess = len(os.fsencode(result)) - LONGEST
         if excess > 0:
             raise Refused(f"the new QEMU's name for '{name}' would be "
                           f'{excess} bytes too long for a socket; start the '
                           'VM with a shorter path')
-        self._folders.add(result.parent)
+        if name not in self._public:
+            self._public.append(name)
         return str(result)
 
-    @classmethod
-    def of(cls, folder: Path, words: Iterable[str]) -> 'Names':
-        """
-        The names of a QEMU that an earlier update has started.
+    @property
+    def _folders(self) -> List[Path]:
+        """The private folders, each once."""
+        return list(dict.fromkeys(name.parent / self.token
+                                  for name in self._public))
 
-        @param folder: one of the private folders
-        @param words: the command line of that QEMU
-        """
+    @classmethod
+    def of(cls, folder: Path) -> 'Names':
+        """The names of an earlier update, from one of its private folders."""
         names = cls('/', (os.getuid(), os.getgid()))
         names.token = folder.name
-        found = re.compile(f'(/[^,=:"]*/{re.escape(folder.name)})/')
-        names._folders = {folder, *(Path(path) for word in words
-                                    for path in found.findall(word))}
+        # Without it, the update was killed before it began, or begins now.
+        names._public = [folder.parent / OLD]
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads((folder / OLD).read_text('utf-8'))
+            names._public = [Path(name) for name in told['names']]
+            names.old = Old(told['process'], told['status'],
+                            told['settings'])
         return names
 
-    def create(self, old: str) -> None:
+    def has(self, path: Path) -> bool:
+        """Is this one of the public names?"""
+        return any(_same(name, path) for name in self._public)
+
+    def create(self, old: Old) -> None:
         """
         Make the private folders, locked as long as this process lives.
 
-        @param old: identity of the process of the old QEMU
+        @param old: is written there
         """
+        told = json.dumps({**old._asdict(), 'names': [
+            str(name) for name in self._public]})
         for folder in self._folders:
             try:
-                folder.mkdir(mode=0o700)
-                os.chown(folder, *self._owner)
-                self.lock(folder)
-                (folder / OLD).write_text(old, 'ascii')
+                self._create(folder, told)
             except OSError as error:
                 self.remove()
                 raise Refused(f"cannot make a folder in '{folder.parent}', "
                               'where a file of the VM is: '
                               f'{error.strerror}') from error
 
+    def _create(self, folder: Path, told: str) -> None:
+        for attempt in range(3):
+            # The update of another VM may take an empty one for a leftover.
+            with contextlib.suppress(
+                    *([] if attempt == 2 else [FileNotFoundError])):
+                folder.mkdir(mode=0o700)
+                os.chown(folder, *self._owner)
+                self.lock(folder, wait=True)
+                (folder / OLD).write_text(told, 'utf-8')
+                return
+
     @staticmethod
-    def lock(folder: Path) -> None:
-        """Lock a folder; OSError: another process has."""
-        fcntl.flock(os.open(folder, os.O_RDONLY | os.O_CLOEXEC),
-                    fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def lock(folder: Path, wait: bool = False) -> int:
+        """
+        Lock a folder; OSError: another process has.
+
+        Returns a file descriptor that stands for the lock.
+        """
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
 
     def _files(self) -> Iterator[Tuple[Path, Path]]:
         """What the new QEMU has made, with the public names."""
         for folder in self._folders:
             for file in list(folder.iterdir()) if folder.exists() else []:
-                if file.name not in (*CHANNELS, OLD):
+                if file.name not in (*CHANNELS, OLD) and \
+                        not file.name.startswith(PREFIX):
                     yield file, folder.parent / file.name
 
     def protect(self) -> None:
-        """Keep others from the sockets, also if they get into the folder."""
+        """
+        Keep others from the sockets, also if they get into the folder.
+
+        A QEMU that will change its user makes them as the one it was started
+        by, and the old one, which has changed it, connects to them.
+        """
         for folder in self._folders:
             for file in folder.iterdir():
                 if file.is_socket():
                     with contextlib.suppress(FileNotFoundError):
                         os.chmod(file, 0o600)
+                        if os.geteuid() == 0:
+                            os.chown(file, *self._owner)
 
     def publish(self) -> None:
         """
-        Give the new QEMU's files their names.
+        Give the new QEMU's files their names; withdraw() takes them back.
 
         Who may use a file stays as it was.
         """
@@ -121,6 +183,8 @@ class Names:
                 old = name.stat()
                 os.chown(file, old.st_uid, old.st_gid)
                 os.chmod(file, stat.S_IMODE(old.st_mode))
+            with contextlib.suppress(OSError):
+                os.link(name, file.parent / (PREFIX + name.name))
             try:
                 file.replace(name)
             except OSError as error:
@@ -128,6 +192,13 @@ class Names:
                     f"the VM runs in the new QEMU, but its file '{file}' "
                     f"cannot be moved to '{name}': {error.strerror}; move it "
                     'there, and end the old QEMU') from error
+
+    def withdraw(self) -> None:
+        """Give the old QEMU's files their names again."""
+        for folder in self._folders:
+            for file in folder.glob(f'{PREFIX}*'):
+                with contextlib.suppress(OSError):
+                    file.replace(folder.parent / file.name[len(PREFIX):])
 
     def remove(self) -> None:
         """Remove the private folders with what is left in them."""

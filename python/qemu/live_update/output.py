@@ -2,12 +2,15 @@
 """
 What the user is told: lines of text, or a JSON object per line
 """
+import contextlib
+import io
 import json
+import os
 import shlex
 import sys
 import textwrap
 import time
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 from .error import UpdateError
 
@@ -22,6 +25,7 @@ class Output:
 
     events: all of them, in order, as they are in JSON
     exit: the exit status that the result stands for
+    at_end: is called with the result, before the user is told
 
     @param as_json: for programs
     """
@@ -30,7 +34,13 @@ class Output:
         self.exit = 0
         self._json = as_json
         self._start = time.time()
-        self._colours = sys.stdout.isatty()
+        self._colours = False
+        self.at_end: Callable[[Dict[str, Any]], None] = lambda result: None
+        if sys.stdout:          # None: it was closed
+            self._colours = sys.stdout.isatty()
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # Names of files may be no text.
+                sys.stdout.reconfigure(errors='backslashreplace')
 
     def check(self, name: str, verdict: str, message: str) -> None:
         """Something was looked at: 'ok', 'warning' or 'refused'."""
@@ -49,18 +59,19 @@ class Output:
                    'plan', text)
         if not self._json:
             # To be copied: an option a line.
-            print('\n  ' + ''.join(
+            self._print('\n  ' + ''.join(
                 (' \\\n    ' if word.startswith('-') else ' ' * bool(number)) +
-                shlex.quote(word) for number, word in enumerate(command)),
-                end='\n\n', flush=True)
+                shlex.quote(word) for number, word in enumerate(command)) +
+                '\n')
 
     def result(self, status: str, message: str, exit_status: int = 0,
                **more: object) -> None:
         """How it ended."""
         self.exit = exit_status
-        self._tell({'event': 'result', 'status': status, 'message': message,
-                    'exit': exit_status, **more},
-                   f'{status:8}', message, status)
+        result = {'event': 'result', 'status': status, 'message': message,
+                  'exit': exit_status, **more}
+        self.at_end(result)
+        self._tell(result, f'{status:8}', message, status)
 
     def fail(self, error: UpdateError) -> None:
         """It ended other than well."""
@@ -81,4 +92,14 @@ class Output:
             if self._colours and colour in COLOURS:
                 line = line.replace(
                     head, f'\033[{COLOURS[colour]}m{head}\033[0m', 1)
-        print(line, flush=True)
+        self._print(line)
+
+    @staticmethod
+    def _print(text: str) -> None:
+        """An update goes on, also if nobody reads what it says."""
+        try:
+            print(text, flush=True)
+        except OSError:
+            # Python would say at its end that it still cannot be written.
+            with contextlib.suppress(OSError), open(os.devnull, 'wb') as null:
+                os.dup2(null.fileno(), sys.stdout.fileno())

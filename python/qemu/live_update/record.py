@@ -56,6 +56,7 @@ class Record:
                           'python3-matplotlib), or do without --report'
                           ) from error
         self._draw = picture
+        output.at_end = self._write
 
     async def begin(self, plan: Plan) -> None:
         """Begin to watch the VM's disks."""
@@ -89,7 +90,8 @@ class Record:
     def arrived(self, new: Monitor) -> None:
         """The VM runs in the new QEMU."""
         if self._watch and self._copied:
-            with contextlib.suppress(NotWatchable):
+            # The picture is worth no update.
+            with contextlib.suppress(NotWatchable, OSError):
                 self._watch.move(new.pid, self._rings)
 
     async def end(self, facts: Dict[str, Any]) -> None:
@@ -102,11 +104,19 @@ class Record:
                 facts['gap'] = self._watch.longest_gap(begin, end)
                 facts['in-flight'] = self._watch.in_flight(begin)
 
-    def write(self) -> None:
-        """Write the report of what has happened, whatever that was."""
+    def _write(self, result: Dict[str, Any]) -> None:
+        """Write the report; the result stands, also if that fails."""
+        # Whoever draws may fail in ways that we do not know.
+        # pylint: disable=broad-exception-caught
+        try:
+            report.write(self._path, self._report(result))
+        except Exception as error:
+            self._output.check('report', 'warning', 'it cannot be written to '
+                               f"'{self._path}': {error}")
+
+    def _report(self, result: Dict[str, Any]) -> report.Report:
+        """What has happened, whatever that was."""
         end = time.time()
-        result = next(event for event in reversed(self._output.events)
-                      if event['event'] == 'result')
         picture = ''
         if self._watch:
             self._watch.stop()
@@ -118,7 +128,7 @@ class Record:
                 "Latency of the guest's requests", 'each dot is one, at the '
                 'time when the guest saw its end', self._watch.requests,
                 marks, self._begin, end)]))
-        whole = report.Report(
+        return report.Report(
             'Live update of a VM', f'{result["status"]}: {result["message"]}',
             result['exit'] == 0,
             [(label, describe(result[name]))
@@ -128,8 +138,3 @@ class Record:
             texts=[report.Text('Command', shlex.join(sys.argv))],
             steps=[report.Step(event['time'], event['name'], event['message'])
                    for event in self._output.events if 'name' in event])
-        try:
-            report.write(self._path, whole)
-        except OSError as error:
-            self._output.check('report', 'warning', 'it cannot be written to '
-                               f"'{self._path}': {error.strerror}")

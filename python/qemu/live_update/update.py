@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import traceback
 from typing import Any, Dict, Optional
 
 from qemu.qmp import EventListener
@@ -20,15 +21,28 @@ from .error import Failed, NeedsPerson, Refused, UpdateError
 from .interruption import Interruption
 from .memory import CPR, IGNORE_SHARED
 from .monitor import Monitor, MonitorError
+from .names import Old
 from .output import Output
 from .plan import PARAMETER, Plan
 from .process import end_all, find, is_listening
 from .record import Record
-from .succession import PATIENCE, take_place
+from .succession import (AWAY, ENDS, PATIENCE, check_alive, has_failed,
+                         has_got, restore, restore_new, settings, take_back,
+                         take_place)
 from .threads import treat_alike
 
-ENDS = 'completed', 'failed', 'cancelled'
 POLL = 0.01             # seconds
+# Parameters of the sender.
+SENDER: Dict[str, object] = {
+    'mode': 'normal', 'max-bandwidth': 10 ** 12, 'tls-creds': ''}
+
+
+def describe(error: Exception) -> str:
+    """An error as a sentence."""
+    if isinstance(error, (UpdateError, MonitorError)):
+        return str(error)
+    traceback.print_exception(type(error), error, error.__traceback__)
+    return f'a fault of live-update ({type(error).__name__}: {error})'
 
 
 class Update:
@@ -55,34 +69,55 @@ class Update:
         self._child: Optional['subprocess.Popen[bytes]'] = None
         self._printed = b''
         self._sent = False
-        self._changed: Dict[str, Dict[str, Any]] = {}
+        self._prepared = False
+        self._status = plan.status      # that the VM has, or is to have
+        self._before: Dict[str, Any] = {}
         self._stopped = EventListener(('STOP',))
         self._resumed = EventListener(('RESUME',))
 
     async def run(self) -> None:
         """Do it; raises UpdateError unless the VM is in the new QEMU."""
-        self._plan.names.create(self._plan.process.identity)
+        plan = self._plan
+        self._before = await settings(self._old, PARAMETER, *SENDER)
+        plan.names.create(Old(plan.process.identity, plan.status,
+                              self._before))
         try:
             try:
                 await self._interruption.guard(self._move())
-            except (UpdateError, MonitorError) as error:
-                await self._take_back(str(error))
+            except Exception as error:  # pylint: disable=broad-except
+                await self._take_back(describe(error))
             if self._record:
                 self._record.arrived(self._new)
             await self._note_pause()
-            await take_place(self._plan.process, self._plan.names,
-                             self._output)
+            await restore_new(self._new, self._before, self._output)
+            await self._take_place()
         except (Refused, Failed):
             await self._end_new()
-            self._plan.names.remove()
+            plan.names.remove()
             raise
-        finally:
-            await self._new.close()
+
+    async def close(self) -> None:
+        """Let go of the new QEMU."""
+        await self._new.close()
+
+    async def check_alive(self) -> None:
+        """Is the new QEMU there?"""
+        await check_alive(self._new)
 
     async def _move(self) -> None:
         await self._start()
         await self._migrate()
-        await self._wait_running()
+        await self._wait_arrived()
+
+    async def _take_place(self) -> None:
+        while True:
+            try:
+                await take_place(self._plan.process, self._plan.names,
+                                 self._new, self._output)
+                return
+            except MonitorError as error:
+                # It returns if the new QEMU just did not answer.
+                await self._take_back(str(error))
 
     # The new QEMU starts
 
@@ -167,6 +202,10 @@ class Update:
             self._sent = True
             await old.ask('migrate', uri=uri)
         while True:
+            # Somebody may stop the VM meanwhile.
+            status = await old.status()
+            if status not in AWAY:
+                self._status = status
             state = await old.migration()
             if state.get('status') == 'completed':
                 break
@@ -202,19 +241,16 @@ class Update:
                               **{PARAMETER: True})
 
     async def _prepare_old(self) -> None:
-        """The same, and what only the sender needs; remember what it was."""
-        wanted = {'mode': 'cpr-transfer' if self._plan.mode.name == CPR
-                  else 'normal', 'max-bandwidth': 10 ** 12, 'tls-creds': ''}
-        parameters = await self._old.parameters()
-        self._changed = {
-            'capabilities': await self._old.capabilities(),
-            'parameters': {name: parameters[name]
-                           for name in [*wanted, PARAMETER]
-                           if name in parameters}}
+        """The same, and what only the sender needs."""
+        wanted = dict(SENDER)
+        if self._plan.mode.name == CPR:
+            wanted['mode'] = 'cpr-transfer'
+        self._prepared = True
         await self._prepare(self._old)
         await self._old.ask('migrate-set-parameters', **{
-            name: value for name, value in wanted.items()
-            if parameters.get(name) != value and name in parameters})
+            name: wanted[name]
+            for name, value in self._before['parameters'].items()
+            if wanted.get(name, value) != value})
 
     async def _reason(self, state: Dict[str, Any]) -> str:
         """Why a migration failed; the new QEMU knows best."""
@@ -224,19 +260,18 @@ class Update:
                 return str(theirs['error-desc'])
         return str(state.get('error-desc', 'no reason was given'))
 
-    async def _runs(self, monitor: Monitor) -> bool:
-        """Is the VM in this QEMU as it was in the old one?"""
-        try:
-            return await monitor.status() == self._plan.status
-        except MonitorError:
-            return False
-
-    async def _wait_running(self) -> None:
-        while not await self._runs(self._new):
-            await self._new.status()    # it must be there
+    async def _wait_arrived(self) -> None:
+        """Wait until the new QEMU has the VM, in whatever state it is."""
+        while not await has_got(self._new):
+            if await has_failed(self._new):
+                raise Failed(
+                    'the new QEMU has got the VM and cannot start it: ' +
+                    await self._reason({'error-desc': 'is an image locked by '
+                                        'another program?'}))
             await asyncio.sleep(POLL)
-        self._output.step('verify', f'the VM is {self._plan.status} in the '
-                          'new QEMU')
+        self._status = await self._new.status()
+        self._output.step('verify', f'the VM is {self._status} in the new '
+                          'QEMU')
 
     # It does not work
 
@@ -247,7 +282,7 @@ class Update:
         Returns if it is too late: then the new QEMU runs it.
         """
         if not self._sent:
-            await self._restore()
+            await self._restore_old()
             raise Refused(why)
         with contextlib.suppress(MonitorError):
             await self._old.ask('migrate_cancel')
@@ -256,13 +291,15 @@ class Update:
             # It writes to a QEMU that does not read.
             await self._end_new()
             state = await self._settled()
-        if state == 'completed' and not await self._runs(self._old) and \
-                await self._soon_runs(self._new):
+        if state == 'completed' and not await self._soon_has(self._old, 0) \
+                and await self._soon_has(self._new):
             return
-        if await self._old_runs(state):
-            await self._restore()
-            raise Failed(f'{why}; the VM runs on in the old QEMU')
-        if await self._soon_runs(self._new):
+        if await self._old_has(state):
+            await self._restore_old()
+            raise Failed(f'{why}; the VM ' + (
+                'runs on' if self._status == 'running' else
+                f'is {self._status}, as before,') + ' in the old QEMU')
+        if await self._soon_has(self._new):
             return
         raise NeedsPerson(
             f'{why}; neither QEMU runs the VM now: look at both, at '
@@ -278,38 +315,52 @@ class Update:
             await asyncio.sleep(POLL)
         return ''
 
-    async def _old_runs(self, state: str) -> bool:
-        """Does the VM run in the old QEMU?  Have it run if it may."""
+    async def _old_has(self, state: str) -> bool:
+        """Has the old QEMU the VM?  Have it take the VM back if it may."""
         # It goes on by itself, a moment after the migration has failed.  One
         # that was refused has not stopped it; then the state is of an
         # earlier one, by which the VM came to this QEMU.
-        if await self._soon_runs(self._old,
-                                 0.1 if state == 'completed' else 1):
+        if await self._soon_has(self._old, 0.1 if state == 'completed' else 1):
             return True
-        if self._plan.transfer or state != 'completed':
-            with contextlib.suppress(MonitorError):
-                if self._plan.status == 'running':
-                    await self._old.ask('cont')
-                return await self._soon_runs(self._old)
+        with contextlib.suppress(MonitorError):
+            if await self._has_not_run():
+                # It may keep the old one from images.
+                await self._end_new()
+            elif state == 'completed' and not self._plan.transfer:
+                return False
+            await take_back(self._old, self._status)
+            return await self._soon_has(self._old)
         return False
 
-    async def _soon_runs(self, monitor: Monitor,
-                         timeout: float = PATIENCE) -> bool:
-        """Wait for what should be so in a moment: that it runs there."""
-        for _ in range(int(timeout / POLL)):
-            if await self._runs(monitor):
-                return True
+    async def _has_not_run(self) -> bool:
+        """Is it certain that the new QEMU has not run the VM?"""
+        if self._status != 'running':
+            return True
+        try:
+            return await has_failed(self._new)
+        except MonitorError:
+            return False
+
+    async def _soon_has(self, monitor: Monitor,
+                        timeout: float = PATIENCE) -> bool:
+        """Wait for what should be so in a moment: that it has the VM."""
+        for _ in range(int(timeout / POLL) + 1):
+            try:
+                if await has_got(monitor):
+                    return True
+                if monitor is self._new and await has_failed(monitor):
+                    return False
+            except MonitorError:
+                if monitor is self._new and not find(self._plan.names.token):
+                    return False        # it has ended
             await asyncio.sleep(POLL)
         return False
 
-    async def _restore(self) -> None:
-        """Set the old QEMU's parameters to what they were."""
-        if not self._changed:
-            return
-        with contextlib.suppress(MonitorError):
-            await self._old.set_capabilities(**self._changed['capabilities'])
-            await self._old.ask('migrate-set-parameters',
-                                **self._changed['parameters'])
+    async def _restore_old(self) -> None:
+        """Set the old QEMU's settings to what they were."""
+        if self._prepared:
+            with contextlib.suppress(MonitorError):
+                await restore(self._old, self._before)
 
     async def _end_new(self) -> None:
         """End the new QEMU, which does not run the VM."""
