@@ -44,15 +44,15 @@ Event = Dict[str, Any]
 # The tool, with a fault: argv[1] is the name of an event, argv[2] Python that
 # is executed when the user has been told of it.
 FAULTY = [sys.executable, '-c', f'''
-import os, signal, sys
+import os, resource, signal, sys, time
 sys.path.append({str(ROOT / "python")!r})
 from qemu.live_update import cli, output
-step, at, fault = output.Output.step, *sys.argv[1:3]
-def tell(self, name, message):
-    step(self, name, message)
-    if name == at:
+original, at, fault = output.Output._tell, *sys.argv[1:3]
+def tell(self, event, *more):
+    original(self, event, *more)
+    if event.get('name') == at:
         exec(fault)
-output.Output.step = tell
+output.Output._tell = tell
 sys.exit(cli.main(sys.argv[3:]))
 ''']
 STOP = 'os.kill(os.getpid(), signal.SIGSTOP)'

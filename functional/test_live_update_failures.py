@@ -819,6 +819,20 @@ class LiveUpdateAccidents(LiveUpdateTest):
                     self.assertIn('same command again', outcome.message)
                 self.assert_updates_bare(scene, before)
 
+    def test_killed_with_child(self) -> None:
+        """It is killed when it has a child that becomes the new QEMU."""
+        scene = self.started()
+        before = scene.state()
+        tool = scene.tool(fault=(
+            'binary', 'resource.setrlimit = lambda *_: time.sleep(0.05)'))
+        self.assertTrue(tool.wait_for('binary'))
+        wait_for('it is there', lambda: list(
+            scene.vm.folder.glob('.live-update-*/old')) and
+            Path(f'/proc/{tool.pid}/task/{tool.pid}/children').read_text(
+                'ascii'))
+        tool.kill()
+        self.assert_updates_bare(scene, before)
+
     # The new QEMU
 
     def test_new_ends(self) -> None:
