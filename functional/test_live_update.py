@@ -491,6 +491,8 @@ class LiveUpdateCarried(LiveUpdateTest):
                             {'iothread': 'thread', 'vqs': [0]},
                             {'iothread': 'fixed', 'vqs': [1]}])
             monitor.cmd('device_add', driver='usb-mouse', id='mouse')
+            monitor.cmd('device_add', driver='virtio-rng-pci', id='default',
+                        bus='slot2')
         return self.plugged(scene)
 
     def plugged(self, scene: Scene) -> Dict[str, Any]:
@@ -529,15 +531,16 @@ class LiveUpdateCarried(LiveUpdateTest):
         """Devices that were plugged are what they were."""
         scene = self.bare(
             '-device', 'pcie-root-port,id=slot1,chassis=1',
+            '-device', 'pcie-root-port,id=slot2,chassis=2',
             '-device', 'qemu-xhci', '-device', 'usb-kbd,id=keyboard',
             '-device', 'usb-tablet,id=tablet', '-object', 'iothread,id=fixed',
             ram=CPR)
         at = scene.vm.command.index('-m')
         scene.vm.command[at + 1] += ',slots=2,maxmem=1G'
-        base = make_disk(str(scene.folder / 'base'))
+        make_disk(str(scene.folder / 'base'))
         image = str(scene.folder / 'image')
         subprocess.run([OBJ / 'qemu-img', 'create', '-q', '-f', 'qcow2',
-                        '-b', base, '-F', 'raw', image], check=True)
+                        '-b', 'base', '-F', 'raw', image], check=True)
         self.start(scene)
         plugged = self.plug_all(scene, image)
         self.assertNotIn('Port 1,', plugged['usb'])
@@ -567,6 +570,25 @@ class LiveUpdateCarried(LiveUpdateTest):
             monitor.cmd('device_add', driver='usb-storage', id='stick',
                         drive='disk')
         self.assert_refused(scene, "'stick'", "'disk'", 'copy-on-read')
+
+    def test_changed_image(self) -> None:
+        """A node that is not what the command line says is noticed."""
+        scene = self.bare('-device', 'qemu-xhci')
+        image = str(scene.folder / 'image')
+        subprocess.run([OBJ / 'qemu-img', 'create', '-q', '-f', 'qcow2',
+                        image, '1M'], check=True)
+        scene.vm.command += [
+            '-blockdev', f'driver=qcow2,node-name=disk,file.filename={image},'
+            'file.driver=file', '-device', 'usb-storage,drive=disk']
+        self.start(scene)
+        self.update(scene)
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('blockdev-reopen', options=[{
+                'driver': 'qcow2', 'node-name': 'disk', 'detect-zeroes': 'on',
+                'file': {'driver': 'file', 'filename': image}}])
+        outcome = scene.run()
+        self.assertEqual(outcome.status, 1, outcome)
+        self.assertIn("the block node 'disk'", outcome.message)
 
     # What goes on beside the VM
 

@@ -47,20 +47,25 @@ async def images(monitor: Monitor) -> Dict[str, Tuple[str, ...]]:
         found[f"drive '{drive.get('qdev') or drive['device']}'"] = (
             image.get('file', ''), image.get('backing_file', ''))
     known = await nodes(monitor)
-    for name, node in known.items():
-        if is_invented(name):
-            continue
-        # An older QEMU does not tell of children.
-        children = [f'{edge["child"]}={edge["node-name"]}'
-                    for edge in node.get('children', [])
-                    if not is_invented(edge['node-name'])]
-        found[f"block node '{name}'"] = (', '.join([
-            f'{node["drv"]} {node["file"]}',
-            'read-only' if node['ro'] else 'writable',
-            *(key for key, value in node['cache'].items()
-              if value and key != 'writeback'),
-            f'detect-zeroes={node["detect_zeroes"]}', *sorted(children)]),)
+    found.update({f"block node '{name}'": (_describe(known, name),)
+                  for name in known if not is_invented(name)})
     return found
+
+
+def _describe(known: Dict[str, Node], name: str) -> str:
+    """What a node is."""
+    node = known[name]
+    # An older QEMU does not tell of children.
+    children = {edge['child']: edge['node-name']
+                for edge in node.get('children', [])}
+    return ', '.join([
+        f'{node["drv"]} {node["file"]}',
+        'read-only' if node['ro'] else 'writable',
+        *(key for key in ('direct', 'no-flush') if node['cache'][key]),
+        f'detect-zeroes={node["detect_zeroes"]}',
+        *(f'{role}=({_describe(known, child)})' if is_invented(child)
+          else f'{role}={child}'
+          for role, child in sorted(children.items()))])
 
 
 def other_image(old: Dict[str, Tuple[str, ...]],
@@ -182,16 +187,18 @@ class Graph:
         if not is_invented(name):
             words['node-name'] = name
         words.update(self._own(name, node))
-        for edge in node['children']:
-            child = edge['node-name']
-            if is_invented(child):
-                words[edge['child']] = self._words(child)
-            else:
+        children = {edge['child']: edge['node-name']
+                    for edge in node['children']}
+        for role, child in children.items():
+            if not is_invented(child):
                 self.make(child)
-                words[edge['child']] = child
-        if driver == 'qcow2':
-            # The image may have the name of one that is not to be opened.
-            words.setdefault('backing', None)
+                words[role] = child
+            elif role != 'backing' or node['file'].startswith('json:'):
+                words[role] = self._words(child)
+            # Otherwise it is the one that the image names.
+        if driver == 'qcow2' and 'backing' not in children:
+            # The image may name one that is not to be opened.
+            words['backing'] = None
         return words
 
     @staticmethod

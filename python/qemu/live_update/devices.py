@@ -242,15 +242,15 @@ class Catalog:
                 value = await self._drive_within(device)
             if value in (None, '', []) or value == item.get('default-value'):
                 continue
-            if is_link and str(value).startswith(NAMED + '/') and \
-                    name not in LINKS and name != 'parent_bus':
+            if is_link and name not in LINKS and \
+                    not str(value).startswith('/objects/'):
+                if not str(value).startswith((f'{NAMED}/', f'{UNNAMED}/')) \
+                        or str(value).startswith(device.path + '/'):
+                    continue        # it has made that itself
                 raise Refused(
                     f"the device '{device.name}' was plugged with "
                     f'{name}={value}, which cannot be given to the new QEMU; '
                     'unplug it, or give the command line anew after "--"')
-            if is_link and not str(value).startswith('/objects/') and \
-                    name not in LINKS:
-                continue        # it has made that itself
             if item['type'] == MAPPING:
                 for part in value:
                     await self._need(device, 'iothread', part['iothread'])

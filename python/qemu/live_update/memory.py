@@ -2,6 +2,8 @@
 """
 How the guest's memory gets to the new QEMU
 """
+import contextlib
+import math
 import os
 import re
 import stat
@@ -12,6 +14,8 @@ from .error import Refused
 from .monitor import Monitor
 from .process import Process
 
+# Where the kernel shows control groups (v2)
+GROUPS = Path('/sys/fs/cgroup')
 IGNORE_SHARED, CPR, COPY = 'x-ignore-shared', 'cpr-transfer', 'copy'
 
 
@@ -44,24 +48,28 @@ async def choose_mode(monitor: Monitor, process: Process) -> Mode:
         return Mode(IGNORE_SHARED, "files stay where they are, '"
                     f"{(shared + others)[0]}' is copied")
     if others:
-        return await _copy(monitor, process,
-                           f"'{others[0]}' is not shared (share=on)")
+        return await choose_copy(monitor, process,
+                                 f"'{others[0]}' is not shared (share=on)")
     if not await monitor.get('/machine', 'aux-ram-share'):
-        return await _copy(
+        return await choose_copy(
             monitor, process, 'it has no name in the file system, and the '
             'machine is without aux-ram-share=on')
     return Mode(CPR, 'shared, and handed over by its file descriptors')
 
 
-async def _copy(monitor: Monitor, process: Process, reason: str) -> Mode:
+async def choose_copy(monitor: Monitor, process: Process, reason: str
+                      ) -> Mode:
     """A copy, if there is room for it."""
     size = await monitor.ask('query-memory-size-summary')
     whole = size['base-memory'] + size.get('plugged-memory', 0)
     in_use = min(whole, process.memory)
     free = free_memory(Path('/proc/meminfo').read_text('ascii'))
+    group = process.cgroup()
+    if group:
+        free = int(min(free, group_room(group.parent)))
     room = (f'room for up to {_mebibytes(whole)}, of which '
-            f'{_mebibytes(in_use)} are in use; the host has '
-            f'{_mebibytes(free)} available')
+            f'{_mebibytes(in_use)} are in use; the VM can get '
+            f'{_mebibytes(free)} more')
     if in_use > free:
         raise Refused(f'memory has to be copied ({reason}), which takes '
                       f'{room}: free some, or start the VM with shared memory')
@@ -76,6 +84,20 @@ def free_memory(meminfo: str) -> int:
     """How much a program can get, from what the kernel says of memory."""
     return sum(int(size) for size in re.findall(
         r'(?m)^(?:MemAvailable|SwapFree): *(\d+) kB', meminfo)) << 10
+
+
+def group_room(folder: Path, top: Path = GROUPS) -> float:
+    """How much memory the control groups of a process let it have, too."""
+    room = math.inf
+    while folder != top and top in folder.parents:
+        with contextlib.suppress(OSError, ValueError):
+            limit = int((folder / 'memory.max').read_text('ascii'))
+            used = sum(int(size) for size in re.findall(
+                r'(?m)^(?:anon|shmem) (\d+)',
+                (folder / 'memory.stat').read_text('ascii')))
+            room = min(room, limit - used)
+        folder = folder.parent
+    return max(room, 0)
 
 
 async def _check_file(monitor: Monitor, process: Process, name: str,
