@@ -15,7 +15,7 @@ from .devices import Catalog, Device, devices
 from .error import Refused
 from .memory import CPR, IGNORE_SHARED, Mode, choose_mode
 from .monitor import UNDER_WAY, Monitor, MonitorError
-from .names import Names, public
+from .names import Names
 from .output import Output
 from .probe import Probe
 from .process import Process
@@ -125,7 +125,7 @@ class Plan:
         await self._check_limits(options)
         await self._check_terminals(options)
         options.keep_files()
-        options.rename(self._private, {
+        options.rename(self.names.private, {
             str(option.keys().get('chardev'))
             for option in options.named('device')
             if 'vhost-user' in option.value})
@@ -170,18 +170,9 @@ class Plan:
                     f'{state["filename"][len("pty:"):]}, and will be at '
                     'another name, which "query-chardev" tells')
 
-    def _private(self, path: str) -> str:
-        """The name for the new QEMU of what others call path."""
-        if '..' in Path(path).parts:
-            # The user will name it in another way.
-            folder, name = os.path.split(public(path))
-            path = os.path.join(os.path.realpath(
-                os.path.join(self.process.folder, folder)), name)
-        return self.names.private(path)
-
     def _find_monitor(self) -> None:
         wanted = os.path.abspath(self.monitor.path)
-        private = self._private(wanted)
+        private = self.names.private(wanted)
         if not any(private in option.value for option in self.options):
             raise Refused(
                 f"the command line has no monitor at '{wanted}' (as a UNIX "
