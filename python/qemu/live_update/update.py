@@ -41,7 +41,8 @@ def describe(error: Exception) -> str:
     """An error as a sentence."""
     if isinstance(error, (UpdateError, MonitorError)):
         return str(error)
-    traceback.print_exception(type(error), error, error.__traceback__)
+    with contextlib.suppress(OSError):
+        traceback.print_exception(type(error), error, error.__traceback__)
     return f'a fault of live-update ({type(error).__name__}: {error})'
 
 
