@@ -221,6 +221,19 @@ class BackendTransfer(TransferTest):
         vm.cmd('system_reset')
         self.wait_said(vm, 'B...')
 
+    def test_without_iommu(self) -> None:
+        """Virtio-mmio has no IOMMU: the back-end need not know of any."""
+        backend = self.daemon()
+        line = Line(self, mode=COPY, kernel=False, args=(
+            '-machine', 'microvm,pcie=on',
+            '-chardev', f'socket,id=c-d,path={backend.path}',
+            '-device', 'vhost-user-blk,id=d,chardev=c-d,iommu_platform=on'))
+        source = line.vm('-S')
+        source.launch()
+        dest = line.destination()
+        line.send(source, dest)
+        line.settle(source, dest)
+
     def wait_said(self, vm: VM, text: str) -> None:
         """Wait until the boot sector has said this, and no error."""
         wait_for(f'the guest says {text}',

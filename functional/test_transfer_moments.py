@@ -4,18 +4,21 @@ Transfers at moments when little stands still
 
 Back-ends come and go while nobody runs the guest, or while nobody uses them.
 """
+import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import time
 from select import select
-from typing import Any, Tuple
+from typing import Any, Dict, Tuple
 
 from guest import OBJ
 from guest.vm import HOTPLUG_BUSES, VM
 
 from .disks import Disk, Load
+from .relay import Relay, send
 from .testcase import main
 from .transfer import COPY, IGNORE_SHARED, Line, migration_error, status, \
     wait_end
@@ -31,16 +34,112 @@ def migration_status(vm: VM) -> str:
     return str(answer['status'])
 
 
+class ResizedDisk(TransferTest):
+    """A disk that grows when the VM has stopped to be handed over"""
+
+    def set_up(self) -> VM:
+        """Grow it; the migration waits, and the source has not seen it."""
+        self.backend = self.daemon()
+        self.line = Line(self, Disk(self.backend))
+        self.source = self.line.boot()
+        self.source.cmd('migrate-set-capabilities', capabilities=[
+            {'capability': 'pause-before-switchover', 'state': True}])
+        dest = self.line.destination()
+        self.line.send(self.source, dest)
+        wait_for('the VM has stopped', lambda:
+                 migration_status(self.source) == 'pre-switchover')
+        self.backend.cmd('block_resize', **{'node-name': 'disk',
+                                            'size': 32 << 20})
+        return dest
+
+    def check(self) -> None:
+        """The guest must see it."""
+        self.line.guest.wait_until(
+            f'[ $(cat /sys/block/vda/size) = {(32 << 20) // 512} ]', 20)
+
+    def test_moves(self) -> None:
+        """The VM goes on at the destination."""
+        dest = self.set_up()
+        self.source.cmd('migrate-continue', state='pre-switchover')
+        self.line.arrive(self.source, dest)
+        self.check()
+
+    def test_stays(self) -> None:
+        """The VM goes on at the source."""
+        self.set_up()
+        self.source.cmd('migrate_cancel')
+        self.check()
+
+
+class NoLog(Relay):
+    """Stands before a back-end, and hides that it can log"""
+    HIDDEN = {1: 1 << 26, 15: 1 << 1}       # bits of what it can, by request
+
+    def _run(self) -> None:
+        while not select([self._woken], [], [], 0)[0]:
+            with contextlib.suppress(ConnectionError):  # the next one comes
+                super()._run()
+
+    def _pass_on(self, end: socket.socket, source: socket.socket,
+                 dest: socket.socket) -> bool:
+        # A message at a time: files go with the header of one
+        header, fds, _, _ = socket.recv_fds(end, 12, 8,
+                                            socket.MSG_CMSG_CLOEXEC)
+        if not header:
+            raise ConnectionError('the end of the connection')
+        request, _, size = struct.unpack('<III', header)
+        data = end.recv(size, socket.MSG_WAITALL) if size else b''
+        if end is dest and request in self.HIDDEN:
+            value, = struct.unpack('<Q', data)
+            data = struct.pack('<Q', value & ~self.HIDDEN[request])
+        send(source if end is dest else dest, header + data, fds)
+        return True
+
+
+class UnloggedBackend(TransferTest):
+    """A back-end that cannot say which memory it has written to"""
+
+    def connect(self) -> NoLog:
+        """Have it listen."""
+        relay = NoLog(self.path('relay'), self.backend.path)
+        self.addCleanup(relay.close)
+        return relay
+
+    def test_comes_while_memory_is_copied(self) -> None:
+        """It may not write to it then."""
+        self.backend = self.daemon()
+        relay = self.connect()
+        line = Line(self, mode=COPY, args=(
+            '-chardev', f'socket,id=c-d,path={relay.path},reconnect-ms=100',
+            '-device', 'vhost-user-blk-pci,id=d,chardev=c-d'))
+        source = line.boot()
+        load = Load(line.guest)
+        target: Dict[str, object] = {'uri': 'exec:cat >/dev/null'}
+        self.assertIn('LOG', str(source.qmp('migrate', target)))
+
+        relay.close()
+        wait_for('it is gone', lambda:
+                 source.chardev('c-d')['state'] != 'connected')
+        source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 20})
+        source.cmd('migrate', target)
+        self.connect()
+        wait_for('it is refused', lambda:
+                 'disallowing migration blocker' in source.output())
+        source.cmd('migrate_cancel')
+        load.advance(300)
+        load.stop()
+
+
 class RestartedBackend(TransferTest):
     """A back-end with an inflight region that restarts at a bad moment"""
 
-    def set_up(self, mode: str = IGNORE_SHARED) -> None:
+    def set_up(self, mode: str = IGNORE_SHARED, *args: str) -> None:
         """Boot a guest and put load on its disk."""
         self.backend = self.sample_backend()
         self.backend.start()
         self.line = Line(self, Disk(self.backend,
                                     chardev=',reconnect-ms=100'), mode=mode)
-        self.source = self.line.boot()
+        self.source = self.line.boot(*args)
         self.load = Load(self.line.guest, depth=32)
 
     def set_up_switchover(self) -> VM:
@@ -98,6 +197,23 @@ class RestartedBackend(TransferTest):
         dest = self.set_up_switchover()
         self.restart(self.source)
         self.source.cmd('migrate-continue', state='pre-switchover')
+        self.line.arrive(self.source, dest)
+        self.check()
+
+    def test_while_memory_is_copied(self) -> None:
+        """The next back-end, too, must say which memory it writes to."""
+        set_log_base = 'vhost_user_write req:6 '
+        self.set_up(COPY, '-trace', 'vhost_user_write')
+        self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 20})
+        dest = self.line.destination()
+        self.line.send(self.source, dest)
+        wait_for('the first back-end logs',
+                 lambda: set_log_base in self.source.output())
+        printed = len(self.source.output())
+        self.restart(self.source)
+        self.load.advance(300)
+        self.assertIn(set_log_base, self.source.output()[printed:])
+        self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 40})
         self.line.arrive(self.source, dest)
         self.check()
 

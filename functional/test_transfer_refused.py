@@ -53,6 +53,14 @@ class TransferRefused(SourceTest):
                                 'vhost-user-blk')
         self.assert_transfers()
 
+    def test_more_disks(self) -> None:
+        """A destination has a disk that was unplugged at the source."""
+        self.set_up()
+        dest = self.line.destination(
+            disks=[self.disk, Disk(self.daemon('other'), 'e')])
+        self.assert_refused(dest, "'e'", 'did not come')
+        self.assert_transfers()
+
     def test_source_only(self) -> None:
         """The parameter is off at the destination: it cannot connect."""
         self.set_up()
