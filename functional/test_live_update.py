@@ -629,6 +629,14 @@ class LiveUpdateCarried(LiveUpdateTest):
                 'block-dirty-bitmap-add', {'node': 'n', 'name': 'changed'}))
         self.assert_refused(scene, "'changed'", 'block-dirty-bitmap-remove')
 
+    def test_networks(self) -> None:
+        """Networks whose device or back-end serves one QEMU."""
+        scene = self.bare()
+        self.start(scene)
+        for words in 'vhost-user,id=n,chardev=c', 'tap,id=n':
+            self.assert_refused(scene, words, 'unplug', command=[
+                *scene.vm.command, '-netdev', words])
+
     def test_pty(self) -> None:
         """A terminal gets another name, but the one that was chosen."""
         scene = self.bare()

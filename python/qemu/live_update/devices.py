@@ -174,8 +174,9 @@ class Catalog:
     async def _drop_removed(self) -> None:
         """Drop disks, networks and objects that were removed."""
         images = await blocks.present(self._monitor)
+        nets = await networks(self._monitor)
         gone = [*self._drop('drive', images), *self._drop('blockdev', images),
-                *self._drop('netdev', await networks(self._monitor))]
+                *self._drop('netdev', nets), *self._drop('nic', nets)]
         for name in gone:
             for option in self._options.naming(name):
                 if option.name not in ('device', 'blockdev', 'object'):
@@ -264,8 +265,9 @@ class Catalog:
         """The drive of a device that has given it to one of its own."""
         for drive in await self._monitor.ask('query-block'):
             if drive.get('qdev', '').startswith(device.path + '/'):
-                name = drive['device'] or drive['inserted']['node-name']
-                return str(name)
+                name: str = drive['device'] or drive.get('inserted', {}).get(
+                    'node-name', '')
+                return name
         return None
 
     async def _need(self, device: Device, link: str, name: str) -> None:
@@ -303,10 +305,12 @@ class Catalog:
                 f'read from QEMU: {error}; give the command line, with both, '
                 'after "--"') from error
         self._new.extend(graph.made.values())
-        self.losses.append(
-            f"the image '{name}' was added to the running VM: the new QEMU "
-            f'gets its defaults of what cannot be read ({blocks.NOT_TOLD}); '
-            'to have others, give the command line after "--"')
+        if graph.made:
+            self.losses.append(
+                f"the image '{name}' was added to the running VM: the new "
+                'QEMU gets its defaults of what cannot be read '
+                f'({blocks.NOT_TOLD}); to have others, give the command line '
+                'after "--"')
 
     async def _add_chardev(self, name: str) -> None:
         path = f'/chardevs/{name}'
