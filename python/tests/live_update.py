@@ -6,16 +6,19 @@ They are unit tests: no QEMU is needed.
 """
 import asyncio
 import json
+import os
 import socket
 import tempfile
 import threading
 import unittest
+from pathlib import Path
 from typing import Dict, List
+from unittest import mock
 
 from qemu.live_update.cmdline import CommandLine, Option
 from qemu.live_update.error import Refused
 from qemu.live_update.monitor import Monitor, MonitorError
-from qemu.live_update.names import LONGEST, Names, public
+from qemu.live_update.names import LONGEST, Names, Old, public
 from qemu.live_update.process import service_of
 
 
@@ -183,6 +186,66 @@ class Files(unittest.TestCase):
         names.private('/' + 'x' * room)
         with self.assertRaisesRegex(Refused, '1 bytes too long'):
             names.private('/' + 'x' * (room + 1))
+
+
+class Folders(unittest.TestCase):
+    """The private folders, as an update and the next one see them"""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.top = Path(folder.name)
+        (self.top / 'link').symlink_to(self.top)
+        self.names = Names(folder.name, (os.getuid(), os.getgid()))
+        self.private = Path(self.names.private('qmp'))
+        self.old = Old('1 2', 'paused', {'capabilities': {}})
+
+    def test_remembered(self) -> None:
+        """The next update knows whose they are, and all of them."""
+        (self.top / 'sub').mkdir()
+        self.names.private('sub/pid')
+        self.names.create(self.old)
+        again = Names.of(self.private.parent)
+        self.assertEqual(again.old, self.old)
+        for path, is_known in (('qmp', True), ('link/qmp', True),
+                               ('sub/../qmp', True), ('other', False)):
+            self.assertEqual(again.has(self.top / path), is_known, path)
+        again.remove()
+        self.assertEqual(sorted(p.name for p in self.top.iterdir()),
+                         ['link', 'sub'])
+        self.assertEqual(list((self.top / 'sub').iterdir()), [])
+
+    def test_one_name(self) -> None:
+        """A file has one private name, whatever way leads to it."""
+        for path in 'link/qmp', str(self.top / 'qmp'), './qmp':
+            self.assertEqual(Path(self.names.private(path)), self.private)
+
+    def test_withdraw(self) -> None:
+        """The old files have their names again."""
+        self.names.create(self.old)
+        for path, text in (self.top / 'qmp', 'old'), (self.private, 'new'):
+            path.write_text(text, 'ascii')
+        self.names.publish()
+        self.assertEqual((self.top / 'qmp').read_text('ascii'), 'new')
+        self.names.withdraw()
+        self.assertEqual((self.top / 'qmp').read_text('ascii'), 'old')
+        self.names.remove()
+        self.assertFalse(self.private.parent.exists())
+
+    def test_taken_away(self) -> None:
+        """Who clears up may take a folder away that was just made."""
+        lock = Names.lock
+        taken: List[Path] = []
+
+        def take(folder: Path, wait: bool = False) -> int:
+            if not taken:
+                taken.append(folder)
+                folder.rmdir()
+            return lock(folder, wait)
+
+        with mock.patch.object(Names, 'lock', staticmethod(take)):
+            self.names.create(self.old)
+        self.assertEqual(Names.of(self.private.parent).old, self.old)
 
 
 class Connecting(unittest.TestCase):

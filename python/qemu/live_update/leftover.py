@@ -37,10 +37,7 @@ async def clear_up(qmp: str, interruption: Interruption,
     path = Path(qmp).absolute()
     for folder in sorted(path.parent.glob(f'{PREFIX}*')):
         names = await interruption.guard(_lock(path, folder))
-        if not names:
-            continue
-        if not names.old:       # then no QEMU was started
-            names.remove()
+        if not names or not names.old:
             continue
         leftover = Leftover(path, names, names.old, output)
         try:
@@ -53,7 +50,7 @@ async def clear_up(qmp: str, interruption: Interruption,
 
 
 async def _lock(path: Path, folder: Path) -> Optional[Names]:
-    """The names of an earlier update, locked; None: it is of another VM."""
+    """The names of an earlier update, locked; None: nothing is to be done."""
     for _ in range(CHILD * 100):
         lock = None
         try:
@@ -63,11 +60,13 @@ async def _lock(path: Path, folder: Path) -> Optional[Names]:
         except (FileNotFoundError, PermissionError):
             return None         # it has come to its end, or is not ours
         names = Names.of(folder)
-        if names.has(path) if names.old else lock:
-            if lock:
-                return names
-        else:
-            if lock:
+        ours = names.old and names.has(path)
+        if ours and lock is not None:
+            return names
+        if not ours:
+            if lock is not None:
+                if not names.old:       # then no QEMU was started
+                    names.remove()
                 os.close(lock)
             return None
         await asyncio.sleep(0.01)
