@@ -636,6 +636,14 @@ class LiveUpdateCarried(LiveUpdateTest):
         for words in 'vhost-user,id=n,chardev=c', 'tap,id=n':
             self.assert_refused(scene, words, 'unplug', command=[
                 *scene.vm.command, '-netdev', words])
+        # Another one that has the name of the first.
+        scene = self.bare('-netdev', 'user,id=net')
+        self.start(scene)
+        with scene.vm.monitor() as monitor:
+            monitor.cmd('netdev_del', id='net')
+            monitor.do(lambda qmp: qmp.execute('netdev_add', {
+                'type': 'socket', 'id': 'net', 'mcast': '230.0.0.1:1234'}))
+        self.assert_refused(scene, 'id=net', 'socket')
 
     def test_pty(self) -> None:
         """A terminal gets another name, but the one that was chosen."""

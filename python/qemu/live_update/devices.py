@@ -80,13 +80,18 @@ def difference(old: Dict[str, Device], new: Dict[str, Device]
     return None
 
 
-async def networks(monitor: Monitor) -> Set[str]:
-    """The names of all networks, and of the cards that they serve."""
+async def networks(monitor: Monitor) -> Dict[str, str]:
+    """All networks, and the cards that they serve, with the kinds of them."""
     text = await monitor.ask('human-monitor-command',
                              command_line='info network')
     # Each line has one or two names, and what they are, with "=" in it.
-    return {word for line in text.splitlines()
-            for word in line.lstrip(' \\').split(': ') if '=' not in word}
+    found = {}
+    for line in text.splitlines():
+        kind = re.search(r'\btype=([\w-]+)', line)
+        found.update({word: kind[1] if kind else ''
+                      for word in line.lstrip(' \\').split(': ')
+                      if '=' not in word})
+    return found
 
 
 async def usb_ports(monitor: Monitor) -> Dict[str, str]:
@@ -176,7 +181,16 @@ class Catalog:
         images = await blocks.present(self._monitor)
         nets = await networks(self._monitor)
         gone = [*self._drop('drive', images), *self._drop('blockdev', images),
-                *self._drop('netdev', nets), *self._drop('nic', nets)]
+                *self._drop('netdev', {*nets}), *self._drop('nic', {*nets})]
+        for option in self._options.named('netdev', 'nic'):
+            kind = nets.get(option.id)
+            # Those that are left out are made of others.
+            if kind and kind != option.kind and \
+                    option.kind not in ('bridge', 'passt'):
+                raise Refused(
+                    f"'{' '.join(option.words())}' was removed, and "
+                    f"'{option.id}' is a network of the kind {kind} now; "
+                    'give the command line anew after "--", with that')
         for name in gone:
             for option in self._options.naming(name):
                 if option.name not in ('device', 'blockdev', 'object'):
