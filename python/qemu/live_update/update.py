@@ -72,6 +72,7 @@ class Update:
         self._sent = False
         self._prepared = False
         self._status = plan.status      # that the VM has, or is to have
+        self._left = plan.status        # that it had in the old QEMU
         self._before: Dict[str, Any] = {}
         self._stopped = EventListener(('STOP',))
         self._resumed = EventListener(('RESUME',))
@@ -206,7 +207,7 @@ class Update:
             # Somebody may stop the VM meanwhile.
             status = await old.status()
             if status not in AWAY:
-                self._status = status
+                self._status = self._left = status
             state = await old.migration()
             if state.get('status') == 'completed':
                 break
@@ -335,7 +336,7 @@ class Update:
 
     async def _has_not_run(self) -> bool:
         """Is it certain that the new QEMU has not run the VM?"""
-        if self._status != 'running':
+        if self._left != 'running':
             return True
         try:
             return await has_failed(self._new)
