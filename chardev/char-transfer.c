@@ -322,7 +322,7 @@ static bool attach_connection(Chardev *chr, const ChardevTransfer *t,
     bool was_detached = s->detached;
     int telnet = s->do_telnetopt;
 
-    /* chr_add_client does it as well, but would close the socket on failure */
+    /* chr_add_client does it as well, but would change @chr on failure */
     if (!qemu_set_blocking(t->fds[0], false, errp)) {
         return false;
     }

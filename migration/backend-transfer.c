@@ -5,7 +5,8 @@
  * saves its state, and the destination gets it in the stream. Both read it
  * before they start the VM, and the kernel lets only one of them have the
  * count. It survives any death: if the destination is killed before it read
- * the token, then the source can have it.
+ * the token, then the source can have it. One that cannot start the VM, since
+ * its images are in use, puts the count back.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -116,6 +117,14 @@ static bool token_take(void)
 
     return state.token >= 0 &&
            RETRY_ON_EINTR(read(state.token, &count, sizeof(count))) ==
+           sizeof(count);
+}
+
+static bool token_give_back(void)
+{
+    const uint64_t count = 1;
+
+    return RETRY_ON_EINTR(write(state.token, &count, sizeof(count))) ==
            sizeof(count);
 }
 
@@ -404,11 +413,18 @@ bool backend_transfer_incoming_start(MigrationAddress *addr, Error **errp)
 
 bool backend_transfer_incoming_check(Error **errp)
 {
+    BackendTransfer *bt;
+
     if (state.incoming_on && state.owner) {
         error_setg(errp, "Parameter 'backend-transfer' is on here, but the "
                    "source migrates with it off: set it to the same value on "
                    "both sides");
         return false;
+    }
+    QTAILQ_FOREACH(bt, &state.devices, next) {
+        if (bt->ops->arrived && !bt->ops->arrived(bt, errp)) {
+            return false;
+        }
     }
     return true;
 }
@@ -435,41 +451,54 @@ void backend_transfer_incoming_failed(void)
  * Both
  */
 
-static bool claim(Error **errp)
+/* Let "cont" try again or say why not, even if a migration ends here */
+static void stay_stopped(void)
+{
+    if (runstate_check(RUN_STATE_INMIGRATE) ||
+        runstate_check(RUN_STATE_FINISH_MIGRATE)) {
+        runstate_set(state.owner ? RUN_STATE_PAUSED : RUN_STATE_POSTMIGRATE);
+    }
+}
+
+bool backend_transfer_claim(Error **errp)
+{
+    if (state.owner) {
+        return true;
+    }
+    if (!token_take()) {
+        trace_backend_transfer_refused();
+        error_setg(errp, "This VM was handed over to another QEMU, which has "
+                   "started it: it can only go on there");
+        stay_stopped();
+        return false;
+    }
+    trace_backend_transfer_claimed();
+    state.owner = true;
+    return true;
+}
+
+bool backend_transfer_claimed(Error **errp)
 {
     BackendTransfer *bt;
 
-    if (!state.owner) {
-        if (!token_take()) {
-            trace_backend_transfer_refused();
-            error_setg(errp, "This VM was handed over to another QEMU, which "
-                       "has started it: it can only go on there");
-            return false;
-        }
-        trace_backend_transfer_claimed();
-        token_close();
-        state.owner = true;
-    }
-
+    token_close();
     QTAILQ_FOREACH(bt, &state.devices, next) {
         if (bt->ops->claimed && !bt->ops->claimed(bt, errp)) {
+            stay_stopped();
             return false;
         }
     }
     return true;
 }
 
-bool backend_transfer_claim(Error **errp)
+void backend_transfer_disclaim(void)
 {
-    if (claim(errp)) {
-        return true;
+    /* With a token that is still open, the claim is new */
+    if (state.token >= 0 && token_give_back()) {
+        trace_backend_transfer_disclaimed();
+        state.owner = false;
+        stay_stopped();
     }
-    /* Let "cont" try again or say why not, even if a migration ends here */
-    if (runstate_check(RUN_STATE_INMIGRATE) ||
-        runstate_check(RUN_STATE_FINISH_MIGRATE)) {
-        runstate_set(state.owner ? RUN_STATE_PAUSED : RUN_STATE_POSTMIGRATE);
-    }
-    return false;
 }
 
 void backend_transfer_add(BackendTransfer *bt)

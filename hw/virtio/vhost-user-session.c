@@ -308,6 +308,16 @@ static bool map_region(VhostUserSession *s, const WireRegion *wire, int fd)
     return true;
 }
 
+/*
+ * With postcopy, a table or region is sent, answered, and acknowledged by a
+ * message of the same kind that has none.
+ */
+static bool acknowledges_postcopy(const WireMessage *msg, size_t nfds)
+{
+    return (msg->request == SET_MEM_TABLE || msg->request == ADD_MEM_REG) &&
+           msg->size == sizeof(msg->u64) && !nfds;
+}
+
 /* Replace our addresses by the back-end's names, and keep the names. */
 static void session_translate(VhostUserSession *s, WireMessage *msg,
                               const int *fds, size_t nfds)
@@ -315,6 +325,9 @@ static void session_translate(VhostUserSession *s, WireMessage *msg,
     SessionRegion *region;
     uint64_t local;
 
+    if (acknowledges_postcopy(msg, nfds)) {
+        return;
+    }
     switch (msg->request) {
     case SET_MEM_TABLE:
         if (msg->table.n == nfds) {
@@ -473,6 +486,10 @@ static void session_apply(VhostUserSession *s, WireMessage *msg,
     case SET_LOG_FD:
     case SEND_RARP:
     case IOTLB_MSG:
+    /* Of the migration by which the VM came: it ended before the next one */
+    case POSTCOPY_ADVISE:
+    case POSTCOPY_LISTEN:
+    case POSTCOPY_END:
         break;
     default:
         s->untracked = msg->request;

@@ -19,6 +19,7 @@
 #include "migration/options.h"
 #include "migration/misc.h"
 #include "standard-headers/linux/vhost_types.h"
+#include "system/address-spaces.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 #include "trace.h"
@@ -33,11 +34,13 @@
 #define DEVICE_FDS 8
 #define QUEUE_FDS 8
 
+/* The user's device is the one with the id: this one, or its transport */
 static char *device_name(const VhostUserTransfer *t)
 {
-    BusState *bus = qdev_get_parent_bus(DEVICE(t->vdev));
+    DeviceState *dev = DEVICE(t->vdev);
 
-    return qdev_get_human_name(bus->parent);
+    return qdev_get_human_name(dev->id ? dev :
+                               qdev_get_parent_bus(dev)->parent);
 }
 
 static void prepend_name(const VhostUserTransfer *t, Error **errp)
@@ -95,26 +98,25 @@ static void reserve_descriptors(unsigned n)
 
 /* Memory */
 
-static bool ram_is_shared(struct vhost_dev *dev)
+/* Back-ends do not get memory without a file, and do not write to ROM */
+static int block_is_copied(RAMBlock *block, void *opaque)
 {
-    for (int i = 0; i < dev->mem->nregions; i++) {
-        uint64_t addr = dev->mem->regions[i].userspace_addr;
-        ram_addr_t offset;
-        MemoryRegion *mr = memory_region_from_host((void *)(uintptr_t)addr,
-                                                   &offset);
+    return qemu_ram_get_fd(block) >= 0 && !memory_region_is_rom(block->mr) &&
+           !migrate_ram_is_ignored(block);
+}
 
-        /* Memory without a file is unknown to the back-end */
-        if (memory_region_get_fd(mr) >= 0 &&
-            !migrate_ram_is_ignored(mr->ram_block)) {
-            return false;
-        }
-    }
-    return true;
+/*
+ * The memory table of a device will not do: it is empty when a device that
+ * connects again asks whether it has to log.
+ */
+static bool ram_is_shared(void)
+{
+    return !qemu_ram_foreach_block(block_is_copied, NULL);
 }
 
 bool vhost_user_transfer_ram_stays(struct vhost_dev *dev)
 {
-    return backend_transfer_outgoing() && ram_is_shared(dev);
+    return backend_transfer_outgoing() && ram_is_shared();
 }
 
 typedef struct FindFile {
@@ -240,6 +242,16 @@ bool vhost_user_transfer_started(VhostUserTransfer *t, Error **errp)
     return true;
 }
 
+/* What the back-end says while the VM is stopped is for whoever starts it */
+static void pause_channel(VhostUserTransfer *t)
+{
+    int channel = vhost_user_pause_channel(t->dev);
+
+    if (channel >= 0) {
+        vhost_user_session_set_channel(t->session, channel);
+    }
+}
+
 void vhost_user_transfer_stopping(VhostUserTransfer *t)
 {
     bool stays;
@@ -255,6 +267,7 @@ void vhost_user_transfer_stopping(VhostUserTransfer *t)
                                            "the memory is copied");
     if (stays) {
         vhost_user_session_hold(t->session);
+        pause_channel(t);
     } else {
         drain(t);
     }
@@ -358,22 +371,33 @@ static bool transfer_check(BackendTransfer *bt, Error **errp)
         return false;
     }
     /* What stands in the way of logging is no reason if there is no log */
-    return ram_is_shared(t->dev) || check_blocker(t, errp);
+    return ram_is_shared() || check_blocker(t, errp);
 }
 
 /* When the device was realized, it was not known what its back-end can do. */
 static bool update_features(VhostUserTransfer *t, Error **errp)
 {
-    VirtioDeviceClass *vdc = VIRTIO_DEVICE_GET_CLASS(t->vdev);
+    VirtIODevice *vdev = t->vdev;
+    VirtioDeviceClass *vdc = VIRTIO_DEVICE_GET_CLASS(vdev);
     Error *err = NULL;
     uint64_t features;
 
-    features = vdc->get_features(t->vdev, t->vdev->host_features, &err);
+    features = vdc->get_features(vdev, vdev->host_features, &err);
     if (err) {
         error_propagate(errp, err);
         return false;
     }
-    t->vdev->host_features = features;
+    if (virtio_host_has_feature(vdev, VIRTIO_F_IOMMU_PLATFORM) &&
+        !virtio_has_feature(features, VIRTIO_F_IOMMU_PLATFORM)) {
+        /* Without an IOMMU the back-end need not know, see virtio-bus.c */
+        if (vdev->dma_as != &address_space_memory) {
+            error_setg(errp, "its back-end cannot work behind an IOMMU; set "
+                       "the device's property 'iommu_platform' to off");
+            return false;
+        }
+        virtio_add_feature(&features, VIRTIO_F_IOMMU_PLATFORM);
+    }
+    vdev->host_features = features;
     return true;
 }
 
@@ -386,6 +410,21 @@ static bool transfer_connect(BackendTransfer *bt, Error **errp)
             return false;
         }
         t->waiting = false;
+    }
+    return true;
+}
+
+static bool transfer_arrived(BackendTransfer *bt, Error **errp)
+{
+    ERRP_GUARD();
+    VhostUserTransfer *t = from_backend(bt);
+
+    if (t->waiting) {
+        error_setg(errp, "it did not come with the migration; start this QEMU "
+                   "with the devices and the properties 'backend-transfer' "
+                   "that the source has");
+        prepend_name(t, errp);
+        return false;
     }
     return true;
 }
@@ -477,6 +516,7 @@ static void transfer_incoming_failed(BackendTransfer *bt)
 static const BackendTransferOps transfer_ops = {
     .check = transfer_check,
     .connect = transfer_connect,
+    .arrived = transfer_arrived,
     .claimed = transfer_claimed,
     .outgoing_failed = transfer_outgoing_failed,
     .incoming_failed = transfer_incoming_failed,
@@ -533,15 +573,12 @@ bool vhost_user_transfer_needed(const VhostUserTransfer *t)
     return t->enabled && backend_transfer_outgoing();
 }
 
-bool vhost_user_transfer_loaded(const VhostUserTransfer *t)
+bool vhost_user_transfer_loaded(VhostUserTransfer *t)
 {
     Error *err = NULL;
 
-    if (t->waiting) {
-        error_setg(&err, "it did not come with the migration; set the "
-                   "device's property 'backend-transfer' to the same value on "
-                   "both sides");
-        report_failure(t, &err);
+    if (!transfer_arrived(&t->backend, &err)) {
+        backend_transfer_set_error(err);
         error_report_err(err);
         return false;
     }
@@ -552,7 +589,6 @@ static bool transfer_pre_save(void *opaque, Error **errp)
 {
     ERRP_GUARD();
     VhostUserTransfer *t = opaque;
-    int channel;
 
     if (!can_hand_over(t, errp)) {
         goto fail;
@@ -569,10 +605,7 @@ static bool transfer_pre_save(void *opaque, Error **errp)
     t->detached = true;
     t->attached = false;
     vhost_user_session_own(t->session, false);
-    channel = vhost_user_pause_channel(t->dev);
-    if (channel >= 0) {
-        vhost_user_session_set_channel(t->session, channel);
-    }
+    pause_channel(t);
     trace_vhost_user_transfer_save(DEVICE(t->vdev)->canonical_path);
     return true;
 

@@ -40,6 +40,9 @@ typedef struct BackendTransfer BackendTransfer;
  *           with the parameter off. Returns true if the device is connected,
  *           also if it was before; else false with @errp set, and it may be
  *           called again. Optional.
+ * @arrived: All of the VM was loaded, with the parameter on: did the back-end
+ *           come? Returns false with @errp set if it did not, and the
+ *           migration fails. Optional.
  * @incoming_failed: The incoming migration failed, and this QEMU will never
  *                   run the VM: close what was loaded, without a word to the
  *                   back-end, nor shutdown(2), which ends the source's
@@ -49,7 +52,8 @@ typedef struct BackendTransfer BackendTransfer;
  *                   QEMU owns the back-end. The VM may be running again
  *                   already, or stay paused. Optional.
  * @claimed: This QEMU owns the back-end. Called before each start of the VM,
- *           whether there was a migration or not, so mostly there is nothing
+ *           when its images can be used, whether there was a migration or not,
+ *           so mostly there is nothing
  *           to do. Returns false with @errp set if the VM cannot start with
  *           this back-end; the VM then stays paused, and this is called again
  *           by the next "cont". Optional.
@@ -57,6 +61,7 @@ typedef struct BackendTransfer BackendTransfer;
 typedef struct BackendTransferOps {
     bool (*check)(BackendTransfer *bt, Error **errp);
     bool (*connect)(BackendTransfer *bt, Error **errp);
+    bool (*arrived)(BackendTransfer *bt, Error **errp);
     void (*incoming_failed)(BackendTransfer *bt);
     void (*outgoing_failed)(BackendTransfer *bt);
     bool (*claimed)(BackendTransfer *bt, Error **errp);
@@ -156,7 +161,8 @@ bool backend_transfer_incoming_start(MigrationAddress *addr, Error **errp);
  *
  * @errp: what is missing
  *
- * Returns: false if the parameter is on here but was off on the source.
+ * Returns: false if the parameter is on here but was off on the source, or if
+ * a device waits for a back-end that did not come.
  */
 bool backend_transfer_incoming_check(Error **errp);
 
@@ -181,12 +187,30 @@ void backend_transfer_incoming_failed(void);
  * backend_transfer_claim: Become the owner, if nobody else is.
  *
  * Called before each start of the VM. If there was no migration with the
- * parameter on, this QEMU is the owner already.
+ * parameter on, this QEMU is the owner already. Then either
+ * backend_transfer_claimed() or backend_transfer_disclaim() must be called.
  *
  * @errp: why the VM cannot be started here
  *
- * Returns: true if this QEMU is the owner, and all devices are ready.
+ * Returns: true if this QEMU is the owner.
  */
 bool backend_transfer_claim(Error **errp);
+
+/**
+ * backend_transfer_claimed: The VM's images can be used; get the devices ready.
+ *
+ * @errp: why the VM cannot be started here
+ *
+ * Returns: true if all devices are ready. If not, this QEMU stays the owner.
+ */
+bool backend_transfer_claimed(Error **errp);
+
+/**
+ * backend_transfer_disclaim: The VM cannot be started here now.
+ *
+ * If this QEMU became the owner by the last backend_transfer_claim(), nobody is
+ * the owner again: whoever can start the VM becomes it.
+ */
+void backend_transfer_disclaim(void);
 
 #endif

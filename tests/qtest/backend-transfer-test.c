@@ -17,6 +17,9 @@
 /* The section in the stream that has the token of ownership */
 #define SECTION "backend-transfer"
 
+/* In the test's folder, if the test has one */
+#define IMAGE "image"
+
 /* A part of the errors that say so */
 #define NOT_OWNER "handed over to another QEMU"
 #define DIFFERS   "on both sides"
@@ -406,8 +409,10 @@ static void time_out(int sig)
 static void remove_files(void *data)
 {
     Fixture *f = data;
+    g_autofree char *image = g_build_filename(f->dir, IMAGE, NULL);
 
     unlink(f->path);
+    unlink(image);
     rmdir(f->dir);
 }
 
@@ -837,6 +842,48 @@ static void test_paused_source(Fixture *f, const void *data)
     assert_cont_refused(from);
 }
 
+/* Nobody may write to the image while the result is open */
+static int lock_image(const char *image)
+{
+    /* The bytes by which block/file-posix.c says what it does not share */
+    const int64_t first = 200, n = 64;
+    int fd = open(image, O_RDWR | O_CLOEXEC);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(qemu_lock_fd(fd, first, n, false), ==, 0);
+    return fd;
+}
+
+/* A destination that cannot use its images leaves the VM to the source. */
+static void test_image_in_use(Fixture *f, const void *data)
+{
+    bool back = GPOINTER_TO_INT(data);
+    g_autofree char *image = g_build_filename(f->dir, IMAGE, NULL);
+    g_autofree char *blockdev = NULL;
+    QTestState *from, *to;
+    int fd;
+
+    if (!have_qemu_img() || !qemu_has_ofd_lock()) {
+        g_test_skip("needs qemu-img, and locks that belong to open files");
+        return;
+    }
+    g_assert_true(mkimg(image, "qcow2", 1));
+    blockdev = g_strdup_printf("-blockdev driver=qcow2,node-name=disk,"
+                               "file.driver=file,file.filename=%s,"
+                               "file.locking=on", image);
+    from = vm_new(f, "-global migration.backend-transfer=on %s", blockdev);
+    fd = lock_image(image);
+
+    to = migrate_to_new(f, from, blockdev);
+    wait_run_state(to, "postmigrate");
+    assert_error(to, "cont", qdict_new(), "lock");
+    assert_error(from, "cont", qdict_new(), "lock");
+
+    close(fd);
+    cont(back ? from : to);
+    assert_error(back ? to : from, "cont", qdict_new(), NOT_OWNER);
+}
+
 /* The destination can be talked to only when the source has started. */
 static void test_cpr_transfer(Fixture *f, const void *data)
 {
@@ -1060,6 +1107,10 @@ int main(int argc, char **argv)
     add_test("owner/handed-on/1", GINT_TO_POINTER(1), test_handed_on);
     add_test("owner/handed-on/2", GINT_TO_POINTER(2), test_handed_on);
     add_test("owner/paused-source", NULL, test_paused_source);
+    add_test("owner/image-in-use/back", GINT_TO_POINTER(true),
+             test_image_in_use);
+    add_test("owner/image-in-use/stay", GINT_TO_POINTER(false),
+             test_image_in_use);
     add_test("owner/cpr-transfer", NULL, test_cpr_transfer);
     add_test("failure/lost-destination", NULL, test_lost_destination);
     add_test("failure/too-late", NULL, test_failed_too_late);

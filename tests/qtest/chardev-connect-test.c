@@ -631,6 +631,7 @@ static void test_reconnect(Fixture *f, const void *data)
     chardev_add(f, "c0", p, RECONNECT);
     assert_state(f, "c0", "postponed");
     serial_add(f, "c0");
+    /* Or already at the next attempt */
     state = chardev_query(f, "c0", "state");
     if (!g_str_equal(state, "connecting")) {
         g_assert_cmpstr(state, ==, "disconnected");
@@ -654,24 +655,31 @@ static void test_reconnect(Fixture *f, const void *data)
 static void test_reconnect_remove(Fixture *f, const void *data)
 {
     Peer *p = peer_new(f, PEER_UNIX);
-    int i;
+    Peer *busy = peer_new_bound(f, PEER_UNIX);
+
+    /* One client is enough for this server: connecting takes for ever */
+    g_assert_cmpint(listen(busy->listener, 0), ==, 0);
+    peer_connect(busy);
 
     chardev_add(f, "c0", p, RECONNECT);
     assert_state(f, "c0", "postponed");
     chardev_remove(f, "c0");
 
-    for (i = 0; i < 10; i++) {
-        chardev_add(f, "c0", p, RECONNECT);
-        qtest_qmp_device_add(f->qts, "virtserialport", "port",
-                             "{ 'chardev': 'c0' }");
-        qtest_qmp_device_del(f->qts, "port");
-        execute_when_released(f, "chardev-remove",
-                              qdict_from_jsonf_nofail("{ 'id': 'c0' }"));
-    }
+    chardev_add(f, "c0", p, RECONNECT);
+    qtest_qmp_device_add(f->qts, "virtserialport", "port",
+                         "{ 'chardev': 'c0' }");
+    assert_state(f, "c0", "disconnected");
+    g_assert_cmpint(rename(busy->name, p->name), ==, 0);
+    wait_state(f, "c0", "connecting");
+    qtest_qmp_device_del(f->qts, "port");
+    execute_when_released(f, "chardev-remove",
+                          qdict_from_jsonf_nofail("{ 'id': 'c0' }"));
 
+    g_assert_cmpint(unlink(p->name), ==, 0);
     peer_bind(p);
     peer_listen(p);
     chardev_add(f, "c0", p, RECONNECT);
+    close_fd(&busy->listener);
     serial_add(f, "c0");
     peer_accept(p);
     wait_state(f, "c0", "connected");
@@ -679,6 +687,131 @@ static void test_reconnect_remove(Fixture *f, const void *data)
     chardev_remove(f, "c0");
     peer_assert_closed(p);
 }
+
+/*
+ * Devices that talk to their peer as soon as they have attached
+ */
+
+/* Answer the next question of a vhost-user device, which has to be @request */
+static void vhost_user_answer(Peer *p, uint32_t request, uint64_t reply)
+{
+    struct {
+        uint32_t request;
+        uint32_t flags;
+        uint32_t size;
+        uint64_t u64;
+    } QEMU_PACKED msg;
+    const size_t header = offsetof(typeof(msg), u64);
+
+    do {
+        g_assert_true(fd_readable(p->fd, TIMEOUT_S * 1000));
+        g_assert_cmpint(recv(p->fd, &msg, header, MSG_WAITALL), ==, header);
+        g_assert_cmpuint(msg.size, <=, sizeof(msg.u64));
+        if (msg.size) {
+            g_assert_cmpint(recv(p->fd, &msg.u64, msg.size, MSG_WAITALL), ==,
+                            msg.size);
+        }
+    } while (msg.request != request);
+
+    msg.flags = 1 | 1 << 2;             /* version 1, a reply */
+    msg.size = sizeof(msg.u64);
+    msg.u64 = reply;
+    g_assert_cmpint(send(p->fd, &msg, sizeof(msg), 0), ==, sizeof(msg));
+}
+
+/* What a vhost-user device cannot be created without */
+static void vhost_user_serve(Peer *p)
+{
+    const uint32_t get_features = 1, get_protocol_features = 15;
+    const uint64_t features = 1ULL << 32 | 1 << 30; /* VERSION_1, PROTOCOL */
+
+    vhost_user_answer(p, get_features, features);
+    vhost_user_answer(p, get_protocol_features, 0);
+    vhost_user_answer(p, get_features, features);
+}
+
+/* @data: a device of class vhost-user-base, which all have the same need */
+static void test_talks_vhost_user(Fixture *f, const void *data)
+{
+    Peer *p = peer_new_bound(f, PEER_UNIX);
+    g_autoptr(QDict) resp = NULL;
+
+    peer_listen(p);
+    chardev_add(f, "c0", p, RECONNECT);
+    qtest_qmp_send(f->qts, "{ 'execute': 'device_add', 'arguments':"
+                   " { 'driver': %s, 'chardev': 'c0' } }", (const char *)data);
+    peer_accept(p);
+    vhost_user_serve(p);
+    resp = qtest_qmp_receive(f->qts);
+    g_assert_true(qdict_haskey(resp, "return"));
+    assert_state(f, "c0", "connected");
+}
+
+static void netdev_add_send(Fixture *f)
+{
+    qtest_qmp_send(f->qts, "{ 'execute': 'netdev_add', 'arguments':"
+                   " { 'type': 'vhost-user', 'id': 'n', 'chardev': 'c0' } }");
+}
+
+/* A netdev owns its chardev, but not if the back-end goes before that */
+static void test_talks_vhost_user_net(Fixture *f, const void *data)
+{
+    Peer *p = peer_new_bound(f, PEER_UNIX);
+    g_autoptr(QDict) refused = NULL;
+    g_autoptr(QDict) resp = NULL;
+
+    peer_listen(p);
+    chardev_add(f, "c0", p, CLIENT);
+    netdev_add_send(f);
+    peer_accept(p);
+    close_fd(&p->listener);
+    close_fd(&p->fd);
+    refused = qtest_qmp_receive(f->qts);
+    assert_blames(qdict_get_str(qdict_get_qdict(refused, "error"), "desc"),
+                  "c0", p);
+    assert_state(f, "c0", "postponed");
+
+    g_assert_cmpint(unlink(p->name), ==, 0);
+    peer_bind(p);
+    peer_listen(p);
+    netdev_add_send(f);
+    peer_accept(p);
+    vhost_user_serve(p);
+    resp = qtest_qmp_receive(f->qts);
+    g_assert_true(qdict_haskey(resp, "return"));
+    assert_state(f, "c0", "connected");
+}
+
+/* It has to hear of a server that is not there, or that says no more */
+static void test_talks_ivshmem(Fixture *f, const void *data)
+{
+    QDict *args = qdict_from_jsonf_nofail("{ 'driver': 'ivshmem-doorbell',"
+                                          " 'chardev': 'c0' }");
+    const char version[8] = { 0 };
+    Peer *p = peer_new_bound(f, PEER_UNIX);
+    g_autofree char *desc = NULL;
+    g_autoptr(QDict) resp = NULL;
+
+    chardev_add(f, "c0", p, RECONNECT);
+    desc = command_error(f, "device_add", qobject_ref(args));
+    g_assert_nonnull(strstr(desc, "chardev 'c0' is not connected"));
+    execute_when_released(f, "chardev-remove",
+                          qdict_from_jsonf_nofail("{ 'id': 'c0' }"));
+
+    peer_listen(p);
+    chardev_add(f, "c0", p, RECONNECT);
+    qtest_qmp_send(f->qts, "{ 'execute': 'device_add', 'arguments': %p }",
+                   args);
+    peer_accept(p);
+    g_assert_cmpint(write(p->fd, version, sizeof(version)), ==,
+                    sizeof(version));
+    close_fd(&p->fd);
+    resp = qtest_qmp_receive(f->qts);
+    g_assert_nonnull(strstr(qdict_get_str(qdict_get_qdict(resp, "error"),
+                                          "desc"),
+                            "chardev 'c0' is not connected"));
+}
+
 
 /*
  * chardev-change
@@ -1173,6 +1306,15 @@ int main(int argc, char **argv)
     add("client", "fd", NULL, setup, test_fd);
     add("client", "reconnect", NULL, setup, test_reconnect);
     add("client", "reconnect-remove", NULL, setup, test_reconnect_remove);
+
+    if (qtest_has_device("vhost-user-rng-pci")) {
+        add("talks", "vhost-user-rng", "vhost-user-rng-pci", setup,
+            test_talks_vhost_user);
+        add("talks", "vhost-user-net", NULL, setup, test_talks_vhost_user_net);
+    }
+    if (qtest_has_device("ivshmem-doorbell")) {
+        add("talks", "ivshmem", NULL, setup, test_talks_ivshmem);
+    }
 
     add("change", "client", NULL, setup, test_change_client);
     add("change", "unattached", NULL, setup, test_change_unattached);

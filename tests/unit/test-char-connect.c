@@ -13,6 +13,7 @@
 #include <linux/vm_sockets.h>
 #endif
 #include "qemu/cutils.h"
+#include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/sockets.h"
@@ -346,6 +347,7 @@ static void test_no_connect(void)
     g_assert_true(qemu_chr_fe_init_no_connect(&f.fe, chr, &error_abort));
     g_assert_true(chr->fe == &f.fe);
     g_assert_true(chr->connect_postponed);
+    assert_disconnected("fake0");
 
     front_detach(&f);
     g_assert_cmpint(fake.connects, ==, 0);
@@ -591,6 +593,14 @@ static Chardev *socket_add(const char *id, ChardevSocket sock, Address *a)
 
 static const ChardevSocket plain;
 
+static void assert_add_fails(Address *a)
+{
+    Error *err = NULL;
+
+    g_assert_null(socket_add_errp("c0", plain, a, &err));
+    error_free_or_abort(&err);
+}
+
 /* A client chardev, and the server that it connects to */
 typedef struct Client {
     Address address;
@@ -736,6 +746,51 @@ static void test_client(gconstpointer opaque)
     client_accept(&c);
     check_link(&c.front, c.peer);
     client_cleanup(&c);
+}
+
+/* What cannot be an address is found when the chardev is created */
+static void test_client_bad_address(void)
+{
+    g_autofree char *longest = g_strnfill(sizeof_field(struct sockaddr_un,
+                                                       sun_path), 'x');
+    g_autofree char *too_long = g_strconcat(longest, "x", NULL);
+    const char *bad_path[] = { "", too_long };
+    const char *bad_number[] = { "", "x", "-1", "4294967296" };
+    Address a;
+    size_t i;
+
+    for (i = 0; i < G_N_ELEMENTS(bad_path); i++) {
+        address_init(&a, &families[0]);
+        a.un.path = (char *)bad_path[i];
+        assert_add_fails(&a);
+    }
+    a.un.path = longest;
+    socket_add("c0", plain, &a);
+    chardev_remove("c0");
+
+#ifdef CONFIG_LINUX
+    a.un.has_abstract = a.un.abstract = true;
+    assert_add_fails(&a);
+    a.un.path = longest + 1;
+    socket_add("c0", plain, &a);
+    chardev_remove("c0");
+    a.un.path = (char *)"";
+    socket_add("c0", plain, &a);
+    chardev_remove("c0");
+#endif
+
+    address_init(&a, &inet);
+    a.inet.has_ipv4 = a.inet.has_ipv6 = true;
+    assert_add_fails(&a);
+
+    for (i = 0; i < G_N_ELEMENTS(bad_number); i++) {
+        address_init(&a, &(Family) { .type = SOCKET_ADDRESS_TYPE_VSOCK });
+        a.vsock.cid = (char *)bad_number[i];
+        assert_add_fails(&a);
+        address_init(&a, &(Family) { .type = SOCKET_ADDRESS_TYPE_VSOCK });
+        a.vsock.port = (char *)bad_number[i];
+        assert_add_fails(&a);
+    }
 }
 
 /* With wait=off, a server serves before anything is attached to it */
@@ -1008,6 +1063,42 @@ static const ChardevSocket reconnecting = {
     .has_reconnect_ms = true, .reconnect_ms = 5
 };
 
+/*
+ * A front end that talks at once, as vhost-user does, finds a UNIX connection.
+ * TCP may take its time: attaching does not wait for it.
+ */
+static void test_reconnect_attach(gconstpointer opaque)
+{
+    const Family *family = opaque;
+    bool is_unix = family->type == SOCKET_ADDRESS_TYPE_UNIX;
+    CharFrontend fe = {};
+    Client c;
+
+    if (skip_without(family)) {
+        return;
+    }
+    client_init(&c, family, reconnecting);
+    client_start_server(&c);
+    g_assert_true(qemu_chr_fe_init(&fe, c.chr, &error_abort));
+    if (is_unix) {
+        assert_connected("c0");
+        g_assert_cmpint(qemu_chr_fe_write_all(&fe, (uint8_t *)"now", 3), ==, 3);
+    } else {
+        assert_connecting("c0");
+        wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTED));
+    }
+    qemu_chr_fe_deinit(&fe, false);
+
+    front_attach(&c.front, c.chr);
+    g_assert_cmpint(c.front.opened, ==, 1);
+    client_accept(&c);
+    if (is_unix) {
+        peer_expect(c.peer, "now", 3);
+    }
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
+}
+
 static void test_reconnect(void)
 {
     Client c;
@@ -1018,7 +1109,8 @@ static void test_reconnect(void)
 
     /* The first attempt fails, quietly, and so do the next ones */
     front_attach(&c.front, c.chr);
-    wait_for(SOCKET_CHARDEV(c.chr)->connect_err_reported);
+    assert_disconnected("c0");
+    g_assert_true(SOCKET_CHARDEV(c.chr)->connect_err_reported);
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
     g_assert_cmpint(c.front.opened, ==, 0);
@@ -1085,7 +1177,7 @@ static void test_reconnect_remove(void)
     Object *gone;
     Client c;
 
-    client_init(&c, &families[0], reconnecting);
+    client_init(&c, &inet, reconnecting);
     client_start_server(&c);
     front_attach(&c.front, c.chr);
     assert_connecting("c0");
@@ -1190,7 +1282,7 @@ static void test_change(void)
     check_link(&c.front, c.peer);
     g_assert_cmpint(c.front.closed, ==, 0);
 
-    /* Nor in the background, and the peer soon knows */
+    /* Nor one that would come back, and the peer soon knows */
     g_assert_null(socket_change(&b, reconnecting, &err));
     error_free_or_abort(&err);
     other = qemu_accept(second, NULL, NULL);
@@ -1250,6 +1342,58 @@ static void test_gcontext(void)
         g_main_context_iteration(context, true);
     }
     client_cleanup(&c);
+}
+
+static void *main_loop_thread(void *loop)
+{
+    g_main_loop_run(loop);
+    return NULL;
+}
+
+static bool is_closed(Chardev *chr)
+{
+    QEMU_LOCK_GUARD(&chr->chr_write_lock);
+
+    return SOCKET_CHARDEV(chr)->state == TCP_CHARDEV_STATE_DISCONNECTED;
+}
+
+/*
+ * An attempt ends in the thread where it began. Another one may have become
+ * the front end's meanwhile, and see the connection end at the same time.
+ */
+static void test_gcontext_thread(void)
+{
+    g_autoptr(GMainContext) context = g_main_context_new();
+    g_autoptr(GMainLoop) loop = g_main_loop_new(context, false);
+    const ChardevSocket once = {
+        .has_reconnect_ms = true, .reconnect_ms = 1000 * 1000
+    };
+    QemuThread thread;
+    int i;
+
+    qemu_thread_create(&thread, "context", main_loop_thread, loop,
+                       QEMU_THREAD_JOINABLE);
+    for (i = 0; i < 200; i++) {
+        Client c;
+
+        client_init(&c, &inet, once);
+        client_start_server(&c);
+        g_assert_true(qemu_chr_fe_init(&c.front.fe, c.chr, &error_abort));
+        assert_connecting("c0");
+        front_listen(&c.front, context);
+        client_accept(&c);
+        shutdown(c.peer, SHUT_RDWR);
+        wait_for(SOCKET_CHARDEV(c.chr)->state != TCP_CHARDEV_STATE_CONNECTING);
+        while (!is_closed(c.chr)) {
+            g_usleep(50);
+        }
+        g_assert_cmpint(c.front.opened, ==, 1);
+        g_assert_cmpint(c.front.closed, ==, 1);
+        g_assert_false(c.chr->be_open);
+        client_cleanup(&c);
+    }
+    g_main_loop_quit(loop);
+    qemu_thread_join(&thread);
 }
 
 static void test_yank(void)
@@ -1395,20 +1539,58 @@ static void test_tls_not_admitted(void)
     check_tls("CN=somebody else", false);
 }
 
-/* TLS that cannot be set up is no reason to give up what works */
-static void test_tls_no_session(void)
+/* Credentials that are good enough for init, but not for a session */
+static void bad_creds_add(void)
 {
     g_autofree char *path = g_build_filename(tmpdir, "keys.psk", NULL);
-    Error *err = NULL;
-    Address a;
-    Client c;
-    int listener = address_bind(&a, &inet);
 
     g_assert_true(g_file_set_contents(path, "qemu:00112233445566778899\n", -1,
                                       NULL));
     object_new_with_props("tls-creds-psk", object_get_objects_root(), "psk",
                           &error_abort, "endpoint", "client", "dir", tmpdir,
                           "priority", "NONSENSE", NULL);
+}
+
+static void bad_creds_remove(void)
+{
+    g_autofree char *path = g_build_filename(tmpdir, "keys.psk", NULL);
+
+    object_unparent(object_resolve_path_component(object_get_objects_root(),
+                                                  "psk"));
+    g_unlink(path);
+}
+
+/* A connection that cannot be used remains the caller's */
+static void test_tls_add_client_fails(void)
+{
+    Address a;
+    Chardev *chr;
+    int sv[2];
+
+    bad_creds_add();
+    address_init(&a, &inet);
+    chr = socket_add("c0", (ChardevSocket) { .tls_creds = (char *)"psk" }, &a);
+    g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
+    g_assert_cmpint(qemu_chr_add_client(chr, sv[0]), <, 0);
+    assert_postponed("c0");
+    g_assert_false(peer_readable(sv[1]));
+    g_assert_cmpint(close(sv[0]), ==, 0);
+    peer_expect_end(sv[1]);
+
+    close(sv[1]);
+    chardev_remove("c0");
+    bad_creds_remove();
+}
+
+/* TLS that cannot be set up is no reason to give up what works */
+static void test_tls_no_session(void)
+{
+    Error *err = NULL;
+    Address a;
+    Client c;
+    int listener = address_bind(&a, &inet);
+
+    bad_creds_add();
     g_assert_cmpint(listen(listener, 1), ==, 0);
 
     client_init(&c, &families[0], plain);
@@ -1424,9 +1606,7 @@ static void test_tls_no_session(void)
 
     client_cleanup(&c);
     address_release(&a, listener);
-    object_unparent(object_resolve_path_component(object_get_objects_root(),
-                                                  "psk"));
-    g_unlink(path);
+    bad_creds_remove();
 }
 
 /* The options are checked when the chardev is created */
@@ -1484,6 +1664,8 @@ int main(int argc, char **argv)
     g_test_add_func("/char/connect/hub", test_hub);
 
     add_family_tests("client", test_client);
+    g_test_add_func("/char/connect/client/bad-address",
+                    test_client_bad_address);
     add_family_tests("server", test_server);
     add_family_tests("server-wait", test_server_wait);
     g_test_add_func("/char/connect/server-wait/no-connect",
@@ -1504,6 +1686,7 @@ int main(int argc, char **argv)
                          test_remove_in_handshake);
     g_test_add_data_func("/char/connect/telnet/remove", &telnet,
                          test_remove_in_handshake);
+    add_family_tests("reconnect/attach", test_reconnect_attach);
     g_test_add_func("/char/connect/reconnect/recovers", test_reconnect);
     g_test_add_func("/char/connect/reconnect/negative",
                     test_reconnect_negative);
@@ -1519,10 +1702,13 @@ int main(int argc, char **argv)
                          &reconnecting, test_add_client_left);
     g_test_add_func("/char/connect/change", test_change);
     g_test_add_func("/char/connect/gcontext", test_gcontext);
+    g_test_add_func("/char/connect/gcontext-thread", test_gcontext_thread);
     g_test_add_func("/char/connect/yank", test_yank);
 #ifdef CONFIG_TASN1
     g_test_add_func("/char/connect/tls/admitted", test_tls);
     g_test_add_func("/char/connect/tls/not-admitted", test_tls_not_admitted);
+    g_test_add_func("/char/connect/tls/add-client-fails",
+                    test_tls_add_client_fails);
     g_test_add_func("/char/connect/tls/no-session", test_tls_no_session);
     g_test_add_func("/char/connect/tls/bad-creds", test_tls_bad_creds);
 #endif

@@ -886,6 +886,26 @@ static void test_names_of_slots_stay(void)
     pair_free(p);
 }
 
+/* What only acknowledges the memory, with postcopy, does not replace it */
+static void test_names_postcopy(const void *opaque)
+{
+    bool slots = opaque;
+    Pair *p = pair_start(0, slots ? PF_SLOTS : 0);
+    Device *d = &p->source;
+    Msg msg = {
+        .request = slots ? MSG_ADD_MEM_REG : MSG_SET_MEM_TABLE,
+        .flags = MSG_VERSION,
+        .size = sizeof(msg.u64),
+    };
+
+    g_assert_cmpint(vhost_user_session_write(d->session, &msg, NULL, 0), ==,
+                    0);
+    assert_agree(p->backend, d);
+    take_over(&p->source, &p->destination);
+    assert_names(p->backend, &p->destination, SOURCE_LOCAL);
+    pair_free(p);
+}
+
 /* The source */
 
 static void test_hold_and_take_back(void)
@@ -1338,7 +1358,7 @@ static void test_check_refuses_untracked(void)
     /* All that a session has a field for, or that leaves no trace */
     static const unsigned tracked[] = {
         1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
-        21, 22, 24, 25, 31, 32, 34, 36, 37, 38, 39, 40,
+        21, 22, 24, 25, 28, 29, 30, 31, 32, 34, 36, 37, 38, 39, 40,
     };
 
     for (unsigned request = 1; request <= MSG_LAST; request++) {
@@ -1674,6 +1694,8 @@ int main(int argc, char **argv)
     add("names/iotlb", test_names_iotlb);
     add("names/dropped", test_names_dropped);
     add("names/of-slots-stay", test_names_of_slots_stay);
+    add_test("names/postcopy/table", test_names_postcopy, NULL);
+    add_test("names/postcopy/slots", test_names_postcopy, "slots");
     add("hold/take-back", test_hold_and_take_back);
     add("hold/stop", test_hold_and_stop);
     add("hold/reset", test_hold_and_reset);

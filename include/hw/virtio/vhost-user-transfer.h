@@ -166,7 +166,7 @@ bool vhost_user_transfer_ram_stays(struct vhost_dev *dev);
  *
  * Call this when the device's state has been loaded; reports an error.
  */
-bool vhost_user_transfer_loaded(const VhostUserTransfer *t);
+bool vhost_user_transfer_loaded(VhostUserTransfer *t);
 
 /**
  * vhost_user_transfer_needed: does the migration stream have the connection?
