@@ -34,6 +34,17 @@ def migration_status(vm: VM) -> str:
     return str(answer['status'])
 
 
+def send_half(line: Line, source: VM) -> VM:
+    """Migrate until the VM has stopped and nothing is handed over yet."""
+    source.cmd('migrate-set-capabilities', capabilities=[
+        {'capability': 'pause-before-switchover', 'state': True}])
+    dest = line.destination()
+    line.send(source, dest)
+    wait_for('the VM has stopped', lambda:
+             migration_status(source) == 'pre-switchover')
+    return dest
+
+
 class ResizedDisk(TransferTest):
     """A disk that grows when the VM has stopped to be handed over"""
 
@@ -42,12 +53,7 @@ class ResizedDisk(TransferTest):
         self.backend = self.daemon()
         self.line = Line(self, Disk(self.backend))
         self.source = self.line.boot()
-        self.source.cmd('migrate-set-capabilities', capabilities=[
-            {'capability': 'pause-before-switchover', 'state': True}])
-        dest = self.line.destination()
-        self.line.send(self.source, dest)
-        wait_for('the VM has stopped', lambda:
-                 migration_status(self.source) == 'pre-switchover')
+        dest = send_half(self.line, self.source)
         self.backend.cmd('block_resize', **{'node-name': 'disk',
                                             'size': 32 << 20})
         return dest
@@ -145,13 +151,7 @@ class RestartedBackend(TransferTest):
     def set_up_switchover(self) -> VM:
         """Migrate until the VM has stopped and nothing is handed over yet."""
         self.set_up()
-        self.source.cmd('migrate-set-capabilities', capabilities=[
-            {'capability': 'pause-before-switchover', 'state': True}])
-        dest = self.line.destination()
-        self.line.send(self.source, dest)
-        wait_for('the VM has stopped', lambda:
-                 migration_status(self.source) == 'pre-switchover')
-        return dest
+        return send_half(self.line, self.source)
 
     @staticmethod
     def wait_connected(vm: VM, connected: bool = True) -> None:
