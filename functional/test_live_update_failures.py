@@ -158,16 +158,21 @@ class LiveUpdateRefused(LiveUpdateTest):
         """What is given after "--" has other memory, or disks."""
         with self.shared() as scene:
             line = ' '.join(scene.vm.command)
-            for old, new in (('256M', '128M'),
-                             ('chardev=c-d0', 'chardev=c-d0,num-queues=2'),
-                             ('-m 256M', '-m 256M -smp 2')):
+            disk = 'chardev=c-d0'
+            for old, new, word in (
+                    ('256M', '128M', ''),
+                    (disk, f'{disk},num-queues=2', 'num-queues'),
+                    (disk, f'{disk},queue-size=64', 'queue-size'),
+                    (disk, f'{disk},config-wce=off', 'features'),
+                    ('-m 256M', '-m 256M -smp 2', '')):
                 before = scene.state()
                 outcome = scene.run(command=[
                     word.replace('\0', ' ') for word in
                     self.joined(scene).replace(old, new).split(' ')])
                 self.assertIn(old, line)
                 self.assertIn(outcome.status, (1, 2))
-                self.assert_unchanged(scene, before, outcome, outcome.status)
+                self.assert_unchanged(scene, before, outcome, outcome.status,
+                                      word)
             self.assert_updates(scene)
 
     @staticmethod

@@ -329,24 +329,26 @@ class Guests(TransferTest):
         watch.start()
         return watch
 
-    def pause(self, watch: Watch, source: VM, dest: VM) -> Tuple[float, float]:
+    def pause(self, watch: Watch, source: VM, dest: VM
+              ) -> Tuple[float, float, float]:
         """
         When the guest was paused; it must not have seen anything then.
 
-        What happened before may have been noted later, if not much.
+        What happened before may have been noted later, if not much.  That is
+        the time in the middle.
         """
         begin = when(source.event_wait('STOP'))
         end = when(dest.event_wait('RESUME'))
         late = begin + watch.resolution(begin - 0.1, end)
         self.assertEqual([request for request in watch.requests
                           if late < request.ended < end], [])
-        return late, end
+        return begin, late, end
 
-    def slow_writes(self, **options: Any) -> Daemon:
-        """A disk whose reads overtake its writes."""
+    def slow_writes(self, rate: int = 500, **options: Any) -> Daemon:
+        """A disk whose reads overtake its writes, so many a second."""
         daemon = self.daemon('disk', THROTTLE, **options)
         daemon.cmd('qom-set', path='/objects/group', property='limits',
-                   value={'iops-write': 500})
+                   value={'iops-write': rate})
         return daemon
 
     def test_out_of_order(self) -> None:
@@ -366,14 +368,16 @@ class Guests(TransferTest):
 
     def check_transfer(self, mode: str) -> None:
         """The guest takes its memory along; the same watch goes on."""
-        source = self.set_up(Disk(self.slow_writes()), mode=mode)
+        # On a busy host, a guest does not keep a faster disk busy.
+        source = self.set_up(Disk(self.slow_writes(100)), mode=mode)
         watch = self.start(source)
         load = Load(self.line.guest, depth=DEPTH)
         dest = self.line.destination()
         self.line.send(source, dest)
         self.line.settle(source, dest)
-        late, end = self.pause(watch, source, dest)
-        self.assertIn(watch.in_flight(late), range(1, DEPTH + 1))
+        begin, late, end = self.pause(watch, source, dest)
+        # Later, a disk may have done all of them on a busy host.
+        self.assertIn(watch.in_flight(begin), range(1, DEPTH + 1))
         source.shutdown()
         dest.take_guest()
         load.advance(500)
@@ -403,7 +407,7 @@ class Guests(TransferTest):
         self.line.settle(source, dest)
         wait_for('the guest runs', lambda: status(dest) == 'running')
         watch.move(pid_of(dest), rings)
-        late, end = self.pause(watch, source, dest)
+        _, late, end = self.pause(watch, source, dest)
         source.shutdown()
         dest.take_guest()
         load.advance(500)
@@ -418,7 +422,7 @@ class Guests(TransferTest):
         vm.cmd('stop')
         time.sleep(0.5)
         vm.cmd('cont')
-        late, end = self.pause(watch, vm, vm)
+        _, late, end = self.pause(watch, vm, vm)
         load.advance(500)
         gap = watch.longest_gap(late, end)
         self.assertGreater(gap, end - late)

@@ -5,6 +5,7 @@ Tests of how live-update reads and changes command lines
 They are unit tests: no QEMU is needed.
 """
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from unittest import mock
 
 from qemu.live_update.cmdline import CommandLine, Option
 from qemu.live_update.error import Refused
+from qemu.live_update.interruption import Interrupted, Interruption
 from qemu.live_update.monitor import Monitor, MonitorError
 from qemu.live_update.names import LONGEST, Names, Old, public
 from qemu.live_update.process import service_of
@@ -300,6 +302,23 @@ class Connecting(unittest.TestCase):
         """One that always does so is no monitor."""
         with self.assertRaisesRegex(MonitorError, 'does not speak QMP'):
             self.connect(9)
+
+
+class Interrupting(unittest.TestCase):
+    """What ends an update early"""
+
+    def test_lost(self) -> None:
+        """Work that loses an interruption gets another one."""
+        async def work() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            await asyncio.sleep(30)
+
+        async def interrupt() -> None:
+            await asyncio.wait_for(Interruption(0.01).guard(work()), 10)
+
+        with mock.patch('signal.signal'), self.assertRaises(Interrupted):
+            asyncio.run(interrupt())
 
 
 class Services(unittest.TestCase):

@@ -10,6 +10,7 @@ from typing import Any, Coroutine, Optional, TypeVar
 from .error import Refused
 
 T = TypeVar('T')
+AGAIN = 0.5             # seconds
 
 
 class Interrupted(Refused):
@@ -38,10 +39,11 @@ class Interruption:
             self._loop.call_soon_threadsafe(self._stop, 'interrupted')
 
     def _stop(self, why: str) -> None:
-        if not self._why:
-            self._why = why
-            if self._task:
-                self._task.cancel()
+        self._why = self._why or why
+        if self._task:
+            self._task.cancel()
+            # Before Python 3.12, asyncio.wait_for() may lose it.
+            self._loop.call_later(AGAIN, self._stop, why)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something; raises Interrupted if it was not done to its end."""
