@@ -429,12 +429,7 @@ class Moments(TransferTest):
         line = Line(self, Disk(self.daemon()))
         source = line.boot()
         load = Load(line.guest)
-        source.cmd('migrate-set-capabilities', capabilities=[
-            {'capability': 'pause-before-switchover', 'state': True}])
-        dest = line.destination()
-        line.send(source, dest)
-        wait_for('the VM has stopped', lambda:
-                 migration_status(source) == 'pre-switchover')
+        dest = send_half(line, source)
         source.cmd('migrate-set-parameters', {'backend-transfer': False})
         source.cmd('migrate-continue', state='pre-switchover')
         line.arrive(source, dest)
