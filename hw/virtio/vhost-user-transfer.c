@@ -183,7 +183,7 @@ static void drain(VhostUserTransfer *t)
     if (virtio_vdev_has_feature(t->vdev, VIRTIO_F_RING_PACKED)) {
         return;
     }
-    /* The guest, which is stopped, will not repeat a kick that got lost */
+    /* The guest may have stopped between adding a request and its kick */
     vhost_user_session_kick(t->session);
     for (int i = 0; i < t->dev->nvqs; i++) {
         while (ring_is_busy(t, i) && vhost_user_connection_lives(t->user) &&

@@ -10,7 +10,6 @@
 
 #include "qemu/osdep.h"
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/un.h>
 #include "qemu/bswap.h"
 #include "qemu/memfd.h"
@@ -22,7 +21,7 @@
 #include "standard-headers/linux/virtio_ring.h"
 #include "subprojects/libvhost-user/libvhost-user.h"
 #include "libqmp.h"
-#include "libqtest.h"
+#include "storage-daemon.h"
 
 #define TIMEOUT_S       60
 #define RINGS           2
@@ -30,13 +29,6 @@
 #define RING_MEMORY     (256 * KiB)     /* its structures and its buffers */
 #define BUFFER_OFFSET   (16 * KiB)
 #define BUFFER_SIZE     (64 * KiB)
-
-/* Each read takes this long */
-#define SLOW            "driver=null-co,node-name=disk,latency-ns=500000000"
-
-/* The first read completes, the next waits for a drained section to begin */
-#define HELD            "driver=throttle,node-name=disk," \
-                        "throttle-group=group,file=file"
 
 typedef struct Ring {
     struct vring_desc *desc;
@@ -50,8 +42,7 @@ typedef struct Ring {
 
 typedef struct Fixture {
     bool iothread;
-    pid_t pid;                  /* qemu-storage-daemon */
-    int qmp;
+    StorageDaemon daemon;
     struct sockaddr_un addr;
     socklen_t addrlen;
     int sock;                   /* the vhost-user connection */
@@ -338,61 +329,12 @@ static bool has_answer(Fixture *f)
     return g_poll(&poll, 1, 0) == 1;
 }
 
-/*
- * qemu-storage-daemon
- */
-
-/* Execute a command, and see the daemon's main loop running by that */
-static void qmp(Fixture *f, const char *command)
-{
-    g_autoptr(QDict) resp = NULL;
-
-    resp = qmp_fd(f->qmp, "{ 'execute': %s }", command);
-    g_assert_true(qdict_haskey(resp, "return"));
-}
-
-/* Let a drained section begin and end, on a disk that is HELD */
-static void drain(Fixture *f)
-{
-    g_autoptr(QDict) resp = NULL;
-
-    resp = qmp_fd(f->qmp, "{ 'execute': 'blockdev-reopen', 'arguments': {"
-                  " 'options': [ { 'driver': 'throttle',"
-                  " 'node-name': 'disk', 'throttle-group': 'group',"
-                  " 'file': 'file' } ] } }");
-    g_assert_true(qdict_haskey(resp, "return"));
-}
-
-static void kill_daemon(void *data)
-{
-    Fixture *f = data;
-
-    kill(f->pid, SIGKILL);
-}
-
-/* Does not return */
-static void exec_daemon(Fixture *f, const char *disk, int qmp_fd, int listener)
-{
-    const char *program = getenv("QTEST_QEMU_STORAGE_DAEMON_BINARY");
-    g_autofree char *chardev = g_strdup_printf("socket,id=qmp,fd=%d", qmp_fd);
-    g_autofree char *export =
-        g_strdup_printf("vhost-user-blk,id=export,node-name=disk,"
-                        "addr.type=fd,addr.str=%d,num-queues=%d%s",
-                        listener, RINGS,
-                        f->iothread ? ",iothread=thread" : "");
-
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execlp(program, program, "--chardev", chardev, "--monitor", "chardev=qmp",
-           "--object", "iothread,id=thread",
-           "--object", "throttle-group,id=group,x-bps-total=1",
-           "--blockdev", "driver=null-co,node-name=file",
-           "--blockdev", disk, "--export", export, NULL);
-    _exit(1);
-}
-
 static void start_daemon(Fixture *f, const char *disk)
 {
-    int pair[2], listener;
+    g_autofree char *options =
+        g_strdup_printf(",num-queues=%d%s", RINGS,
+                        f->iothread ? ",iothread=thread" : "");
+    int listener;
 
     /* An address that nobody else has, without a file */
     f->addr.sun_family = AF_UNIX;
@@ -403,21 +345,7 @@ static void start_daemon(Fixture *f, const char *disk)
     g_assert_cmpint(getsockname(listener, (struct sockaddr *)&f->addr,
                                 &f->addrlen), ==, 0);
     g_assert_cmpint(listen(listener, 1), ==, 0);
-
-    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), ==, 0);
-    f->qmp = pair[0];
-    qemu_set_cloexec(f->qmp);
-    f->pid = fork();
-    if (f->pid == 0) {
-        exec_daemon(f, disk, pair[1], listener);
-    }
-    g_assert_cmpint(f->pid, >, 0);
-    qtest_add_abrt_handler(kill_daemon, f);
-    close(pair[1]);
-    close(listener);
-
-    qobject_unref(qmp_fd_receive(f->qmp));      /* the greeting */
-    qmp(f, "qmp_capabilities");
+    storage_daemon_start(&f->daemon, listener, disk, options);
 }
 
 static void setup(Fixture *f, const void *iothread)
@@ -437,16 +365,10 @@ static void setup(Fixture *f, const void *iothread)
 
 static void teardown(Fixture *f, const void *iothread)
 {
-    int i, status;
+    int i;
 
-    kill(f->pid, SIGTERM);
-    g_assert_cmpint(waitpid(f->pid, &status, 0), ==, f->pid);
-    qtest_remove_abrt_handler(f);
-    g_assert_true(WIFEXITED(status));
-    g_assert_cmpint(WEXITSTATUS(status), ==, 0);
-
+    storage_daemon_stop(&f->daemon);
     close(f->sock);
-    close(f->qmp);
     for (i = 0; i < RINGS; i++) {
         close(f->rings[i].kick);
         close(f->rings[i].call);
@@ -464,7 +386,7 @@ static void test_stop(Fixture *f, const void *iothread)
 {
     int i;
 
-    start_daemon(f, SLOW);
+    start_daemon(f, DISK_SLOW);
     vu_start(f);
     for (i = 0; i < RINGS; i++) {
         ring_read(&f->rings[i]);
@@ -490,7 +412,7 @@ static void test_malformed(Fixture *f, const void *iothread)
     Ring *r = &f->rings[0];
     VhostUserMsg msg;
 
-    start_daemon(f, HELD);
+    start_daemon(f, DISK_HELD);
     vu_start(f);
     ring_desc(r, 3, 0, sizeof(struct virtio_blk_outhdr), 0);
     ring_submit(r, 3);
@@ -502,14 +424,14 @@ static void test_malformed(Fixture *f, const void *iothread)
 /* Have ring 0 waiting for a request, while everything else runs */
 static void start_stopping(Fixture *f)
 {
-    start_daemon(f, HELD);
+    start_daemon(f, DISK_HELD);
     vu_start(f);
     ring_read_held(&f->rings[0]);
     stop(f, 0);
     /* Whoever sees all these kicks has seen the message */
     ring_get_id(&f->rings[1]);
     ring_get_id(&f->rings[1]);
-    qmp(f, "query-block-exports");
+    storage_daemon_qmp(&f->daemon, "query-block-exports");
     g_assert_false(has_answer(f));
 }
 
@@ -517,11 +439,11 @@ static void start_stopping(Fixture *f)
 static void test_drained_section(Fixture *f, const void *iothread)
 {
     start_stopping(f);
-    drain(f);
+    storage_daemon_drain(&f->daemon);
     vu_start_ring(f, 0, stopped(f, 0));
     ring_get_id(&f->rings[0]);
     ring_get_id(&f->rings[1]);
-    drain(f);
+    storage_daemon_drain(&f->daemon);
     ring_get_id(&f->rings[0]);
 }
 
@@ -530,7 +452,7 @@ static void test_disconnect_stopping(Fixture *f, const void *iothread)
 {
     start_stopping(f);
     vu_disconnect(f);
-    drain(f);
+    storage_daemon_drain(&f->daemon);
     vu_start(f);
     ring_get_id(&f->rings[0]);
     ring_get_id(&f->rings[1]);
@@ -539,13 +461,13 @@ static void test_disconnect_stopping(Fixture *f, const void *iothread)
 /* A connection that ends with requests in flight, in a drained section */
 static void test_disconnect(Fixture *f, const void *iothread)
 {
-    start_daemon(f, HELD);
+    start_daemon(f, DISK_HELD);
     vu_start(f);
     ring_read_held(&f->rings[0]);
     vu_disconnect(f);
-    qmp(f, "query-block-exports");
-    qmp(f, "query-block-exports");
-    drain(f);
+    storage_daemon_qmp(&f->daemon, "query-block-exports");
+    storage_daemon_qmp(&f->daemon, "query-block-exports");
+    storage_daemon_drain(&f->daemon);
     vu_start(f);
     ring_get_id(&f->rings[0]);
     ring_get_id(&f->rings[1]);
@@ -555,15 +477,15 @@ static void test_export_del(Fixture *f, const void *iothread)
 {
     bool deleted = false;
 
-    start_daemon(f, SLOW);
+    start_daemon(f, DISK_SLOW);
     vu_start(f);
     ring_read(&f->rings[0]);
     ring_read(&f->rings[1]);
     stop(f, 0);
-    qmp_fd_send(f->qmp, "{ 'execute': 'block-export-del', 'arguments': {"
+    qmp_fd_send(f->daemon.qmp, "{ 'execute': 'block-export-del', 'arguments': {"
                 " 'id': 'export', 'mode': 'hard' } }");
     while (!deleted) {
-        g_autoptr(QDict) resp = qmp_fd_receive(f->qmp);
+        g_autoptr(QDict) resp = qmp_fd_receive(f->daemon.qmp);
 
         g_assert_false(qdict_haskey(resp, "error"));
         deleted = !g_strcmp0(qdict_get_try_str(resp, "event"),
@@ -574,7 +496,7 @@ static void test_export_del(Fixture *f, const void *iothread)
 /* The daemon is told to end by teardown() */
 static void test_quit(Fixture *f, const void *iothread)
 {
-    start_daemon(f, SLOW);
+    start_daemon(f, DISK_SLOW);
     vu_start(f);
     ring_read(&f->rings[0]);
     ring_read(&f->rings[1]);
@@ -605,9 +527,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     sigaction(SIGALRM, &act, NULL);
 
-    if (!getenv("QTEST_QEMU_STORAGE_DAEMON_BINARY")) {
-        g_test_message("QTEST_QEMU_STORAGE_DAEMON_BINARY not defined, "
-                       "skipping vhost-user-blk-drain-test");
+    if (!storage_daemon_available()) {
         return g_test_run();
     }
 
