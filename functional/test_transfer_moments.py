@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import time
+from pathlib import Path
 from select import select
 from typing import Any, Dict, Tuple
 
@@ -20,29 +21,12 @@ from guest.vm import HOTPLUG_BUSES, VM
 from .disks import Disk, Load
 from .relay import Relay, send
 from .testcase import main
-from .transfer import COPY, IGNORE_SHARED, Line, migration_error, status, \
-    wait_end
+from .transfer import COPY, IGNORE_SHARED, Line, migration_error, \
+    migration_status, status, wait_end
 from .transfer_case import TransferTest
 from .watch import wait_for
 
 DRIVER = '/sys/bus/virtio/drivers/virtio_blk'
-
-
-def migration_status(vm: VM) -> str:
-    """How far a migration is."""
-    answer: Any = vm.cmd('query-migrate')
-    return str(answer['status'])
-
-
-def send_half(line: Line, source: VM) -> VM:
-    """Migrate until the VM has stopped and nothing is handed over yet."""
-    source.cmd('migrate-set-capabilities', capabilities=[
-        {'capability': 'pause-before-switchover', 'state': True}])
-    dest = line.destination()
-    line.send(source, dest)
-    wait_for('the VM has stopped', lambda:
-             migration_status(source) == 'pre-switchover')
-    return dest
 
 
 class ResizedDisk(TransferTest):
@@ -53,7 +37,7 @@ class ResizedDisk(TransferTest):
         self.backend = self.daemon()
         self.line = Line(self, Disk(self.backend))
         self.source = self.line.boot()
-        dest = send_half(self.line, self.source)
+        dest = self.line.send_half(self.source)
         self.backend.cmd('block_resize', **{'node-name': 'disk',
                                             'size': 32 << 20})
         return dest
@@ -151,7 +135,7 @@ class RestartedBackend(TransferTest):
     def set_up_switchover(self) -> VM:
         """Migrate until the VM has stopped and nothing is handed over yet."""
         self.set_up()
-        return send_half(self.line, self.source)
+        return self.line.send_half(self.source)
 
     @staticmethod
     def wait_connected(vm: VM, connected: bool = True) -> None:
@@ -256,7 +240,8 @@ class RestartedBackend(TransferTest):
 
     def test_killed_while_drained(self) -> None:
         """It dies while its ring is drained: nobody waits for it."""
-        self.set_up(COPY)
+        log = self.path('log')
+        self.set_up(COPY, '-trace', 'vhost_user_transfer_mode', '-D', log)
         self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1})
         dest = self.line.destination()
         self.line.send(self.source, dest)
@@ -264,8 +249,8 @@ class RestartedBackend(TransferTest):
                  lambda: migration_status(self.source) == 'active')
         os.kill(self.backend.pid, signal.SIGSTOP)
         self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 32})
-        # The monitor does not answer meanwhile: nothing tells when it drains
-        time.sleep(3)
+        # The monitor does not answer meanwhile.
+        wait_for('it drains', lambda: 'restart' in Path(log).read_text('utf-8'))
         started = time.monotonic()
         self.backend.kill()
         self.backend.start()
@@ -429,7 +414,7 @@ class Moments(TransferTest):
         line = Line(self, Disk(self.daemon()))
         source = line.boot()
         load = Load(line.guest)
-        dest = send_half(line, source)
+        dest = line.send_half(source)
         source.cmd('migrate-set-parameters', {'backend-transfer': False})
         source.cmd('migrate-continue', state='pre-switchover')
         line.arrive(source, dest)

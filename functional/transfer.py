@@ -164,6 +164,20 @@ class Line:
         if self.mode != CPR:
             source.cmd('migrate', channels=channels)
 
+    def send_half(self, source: VM) -> VM:
+        """
+        Migrate until the VM has stopped and nothing is handed over yet.
+
+        migrate-continue goes on with it.
+        """
+        source.cmd('migrate-set-capabilities', capabilities=[
+            {'capability': 'pause-before-switchover', 'state': True}])
+        dest = self.destination()
+        self.send(source, dest)
+        wait_for('the VM has stopped', lambda:
+                 migration_status(source) == 'pre-switchover')
+        return dest
+
     def receive(self, dest: VM) -> None:
         """Have a QEMU listen; it will not exit when migration fails."""
         dest.cmd('migrate-incoming', {'uri': f'unix:{self.path}',
@@ -207,6 +221,12 @@ def plug(vm: VM, disk: Disk) -> None:
 def status(vm: VM) -> str:
     """The run state of a VM."""
     answer: Any = vm.cmd('query-status')
+    return str(answer['status'])
+
+
+def migration_status(vm: VM) -> str:
+    """How far a migration is."""
+    answer: Any = vm.cmd('query-migrate')
     return str(answer['status'])
 
 

@@ -363,6 +363,7 @@ class Watch:
         self.requests: List[Request] = []
         self._queues: List[Queue] = []
         self._missed = 0
+        self._last = 0.0        # when the last look began
         self._late: List[Tuple[float, float]] = []
         self._lock = threading.Lock()
         self._watching = False
@@ -395,19 +396,19 @@ class Watch:
                 self._queues.append(queue)
 
     def _watch(self) -> None:
-        last = time.time()
         while self._watching:
             time.sleep(PERIOD)
             now = time.time()
-            if now - last > LATE:
-                self._late.append((last, now))
-            last = now
+            if now - self._last > LATE:
+                self._late.append((self._last, now))
+            self._last = now
             with self._lock:
                 for queue in self._queues:
                     queue.look()
 
     def start(self) -> None:
         """Begin to watch."""
+        self._last = time.time()
         self._watching = True
         self._thread.start()
 
@@ -453,5 +454,7 @@ class Watch:
 
     def resolution(self, begin: float, end: float) -> float:
         """The longest time from one look to the next, in seconds."""
-        return max((later - earlier for earlier, later in list(self._late)
-                    if later > begin and earlier < end), default=LATE)
+        # The last look may not be over yet; then it will be in the list.
+        looks = [(self._last, time.time()), *self._late]
+        return max([later - earlier for earlier, later in looks
+                    if later > begin and earlier < end] + [LATE])
