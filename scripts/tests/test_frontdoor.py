@@ -130,23 +130,32 @@ class FrontDoorTest(unittest.TestCase):
         self.assertEqual(
             self.call(step, 'working', 'w.log', 'true').returncode, 0)
 
-    def count(self, *results: str) -> Tuple[int, str]:
+    def count(self, *results: str, **output: str) -> Tuple[int, str]:
         log = self.tmp / 'testlog.json'
-        log.write_text(''.join(json.dumps({'result': r}) + '\n'
-                               for r in results))
+        log.write_text(''.join(
+            json.dumps({'name': 'suite / name', 'result': r, **output}) + '\n'
+            for r in results))
         r = self.call(sys.executable, ROOT / 'scripts/count-results.py', log)
         return r.returncode, r.stdout
 
     def test_count(self) -> None:
         self.assertEqual(self.count('OK', 'EXPECTEDFAIL'),
                          (0, '2 passed, 0 failed\n'))
-        self.assertEqual(
-            self.count('OK', 'FAIL', 'TIMEOUT', 'ERROR', 'UNEXPECTEDPASS',
-                       'INTERRUPT', 'SKIP'),
-            (1, '1 passed, 5 failed, 1 skipped\n'))
+        status, said = self.count('OK', 'FAIL', 'TIMEOUT', 'ERROR',
+                                  'UNEXPECTEDPASS', 'INTERRUPT', 'SKIP')
+        self.assertEqual(status, 1)
+        self.assertEqual(said.splitlines()[-1],
+                         '1 passed, 5 failed, 1 skipped')
         self.assertEqual(self.count(), (1, '0 passed, 0 failed\n'))
         self.assertEqual(self.count('SKIP'),
                          (1, '0 passed, 0 failed, 1 skipped\n'))
+
+    def test_count_says_what_failed(self) -> None:
+        self.assertEqual(
+            self.count('ERROR', stdout='1..2\nok 1 a\nnot ok 2 b\n',
+                       stderr='Traceback\n  x\nOSError: no c\nthe rest\n'),
+            (1, '\nsuite / name: ERROR\n  not ok 2 b\n  OSError: no c\n'
+                '0 passed, 1 failed\n'))
 
 
 if __name__ == '__main__':
