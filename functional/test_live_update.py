@@ -240,12 +240,12 @@ class LiveUpdate(LiveUpdateTest):
             load = scene.guest.start(blkverify('vdb'))
             for _ in range(2):
                 self.assert_updates(scene)
-            # The new QEMU knows how to reach the back-end.
-            daemon.kill()
-            daemon.start()
             scene.stop_load()
             reply = scene.guest.wait(load)
             self.assertEqual(reply.status, 0, reply.output)
+            # The new QEMU knows how to reach the back-end.
+            daemon.kill()
+            daemon.start()
             scene.guest.verify('vdb', count=100)
             scene.start_load()
 
