@@ -53,10 +53,9 @@ typedef struct BackendTransfer BackendTransfer;
  *                   already, or stay paused. Optional.
  * @claimed: This QEMU owns the back-end. Called before each start of the VM,
  *           when its images can be used, whether there was a migration or not,
- *           so mostly there is nothing
- *           to do. Returns false with @errp set if the VM cannot start with
- *           this back-end; the VM then stays paused, and this is called again
- *           by the next "cont". Optional.
+ *           so mostly there is nothing to do. Returns false with @errp set if
+ *           the VM cannot start with this back-end; the VM then stays paused,
+ *           and this is called again by the next "cont". Optional.
  */
 typedef struct BackendTransferOps {
     bool (*check)(BackendTransfer *bt, Error **errp);

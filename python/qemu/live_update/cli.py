@@ -4,9 +4,7 @@ The command line of live-update
 """
 import argparse
 import asyncio
-import contextlib
 import sys
-import traceback
 from typing import List, NoReturn, Optional
 
 from .error import NeedsPerson, Refused, UpdateError
@@ -16,7 +14,7 @@ from .monitor import Monitor, MonitorError
 from .output import Output
 from .plan import Plan
 from .record import Record
-from .update import Update
+from .update import Update, describe
 
 EXIT_STATUS = """
 exit status:
@@ -118,11 +116,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         output.fail(error)
     except Exception as error:
         # Where the VM is then, the next run finds out.
-        message = (f'a fault of live-update ({type(error).__name__}: {error}):'
-                   ' type the same command again, which completes the update '
-                   'or undoes it')
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-            print(message, file=sys.stderr)
-        output.fail(NeedsPerson(message))
+        output.fail(NeedsPerson(
+            f'{describe(error)}: type the same command again, which completes '
+            'the update or undoes it'))
     return output.exit
