@@ -30,7 +30,7 @@ fi
 # The qtests that the series has brought so far.
 qtests() {
     git -C $dir/src diff --name-only --diff-filter=A base HEAD -- tests/qtest |
-        sed -n 's|.*/\(.*\)\.c$|qtest-x86_64/\1|p'
+        sed -n 's|.*/\(.*-test\)\.c$|qtest-x86_64/\1|p'
 }
 
 # Tests what is checked out; $1 is its name in messages.
