@@ -340,11 +340,15 @@ class Scene:
 
     def told(self, monitor: Monitor) -> Dict[str, Any]:
         """What the VM's monitor says of what may change it."""
-        return {command: monitor.cmd(command) for command in (
+        told = {command: monitor.cmd(command) for command in (
             'query-migrate-capabilities', 'query-migrate-parameters',
             'query-chardev', 'query-memory-devices', 'query-block',
             'query-cpus-fast', 'query-pci', 'query-iothreads',
             'query-machines')}
+        for chardev in told['query-chardev']:
+            # It tries again and again, if its server is away.
+            chardev['connected'] = chardev.pop('state', '') == 'connected'
+        return told
 
     def state(self) -> State:
         """All that a failed update must leave as it was."""
