@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 from select import select
-from typing import Any, Dict, Tuple
+from typing import Dict, Tuple
 
 from guest import OBJ
 from guest.vm import HOTPLUG_BUSES, VM
@@ -249,7 +249,8 @@ class RestartedBackend(TransferTest):
         os.kill(self.backend.pid, signal.SIGSTOP)
         self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 32})
         # The monitor does not answer meanwhile.
-        wait_for('it drains', lambda: 'restart' in Path(log).read_text('utf-8'))
+        wait_for('it drains', lambda:
+                 'restart' in Path(log).read_text('utf-8'))
         started = time.monotonic()
         self.backend.kill()
         self.backend.start()

@@ -14,7 +14,8 @@
  * The disk: the first request that moves data completes, the next ones wait
  * for storage_daemon_drain().
  */
-#define DISK_HELD "driver=throttle,node-name=disk,throttle-group=group,file=file"
+#define DISK_HELD "driver=throttle,node-name=disk,throttle-group=group," \
+                  "file=file"
 
 typedef struct StorageDaemon {
     pid_t pid;
