@@ -203,6 +203,9 @@ static inline bool ring_runs(const SessionRing *ring)
     return ring_knows(ring, SET_VRING_KICK);
 }
 
+/* New names are found behind older ones: is there space? */
+bool session_valid_region(uint64_t name, uint64_t size);
+
 /* Have @n rings at least; new ones are unknown.  Returns the last. */
 SessionRing *session_grow_rings(VhostUserSession *s, unsigned n);
 

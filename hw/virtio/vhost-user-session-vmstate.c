@@ -266,8 +266,7 @@ static bool check_regions(const VhostUserSession *s,
     for (unsigned i = 0; i < s->nregions; i++) {
         const SessionRegion *a = &s->region[i];
 
-        /* New names are found behind older ones: there must be space */
-        if (!a->size || a->size > INT64_MAX || a->name > INT64_MAX - a->size ||
+        if (!session_valid_region(a->name, a->size) ||
             a->guest_addr > UINT64_MAX - a->size) {
             error_setg(errp, "a memory region has a wrong size");
             return false;

@@ -196,6 +196,11 @@ static uint64_t name_of(VhostUserSession *s, uint64_t addr)
     return region ? region->name + (addr - region->local) : addr;
 }
 
+bool session_valid_region(uint64_t name, uint64_t size)
+{
+    return size && size <= INT64_MAX && name <= INT64_MAX - size;
+}
+
 /*
  * A name for a new region: @name, unless an older region has that name.
  * Back-ends look names up in ranges, which therefore must not overlap.
@@ -219,7 +224,8 @@ static void add_region(VhostUserSession *s, const WireRegion *wire,
 {
     struct stat st;
 
-    if (s->nregions == VHOST_USER_SESSION_REGIONS || fstat(fd, &st) < 0) {
+    if (s->nregions == VHOST_USER_SESSION_REGIONS || fstat(fd, &st) < 0 ||
+        !session_valid_region(wire->user_addr, wire->size)) {
         s->untracked = ADD_MEM_REG;
         return;
     }

@@ -1376,6 +1376,8 @@ static void test_check_refuses_untracked(void)
         msg.table.num = request == MSG_SET_MEM_TABLE;
         if (msg.table.num) {
             msg.table.region[0].size = 0x1000;
+        } else if (request == MSG_ADD_MEM_REG) {
+            msg.slot.region.size = 0x1000;
         }
         g_assert_cmpint(vhost_user_session_write(
                             d.session, &msg, &fd,
@@ -1389,6 +1391,39 @@ static void test_check_refuses_untracked(void)
         /* A new connection has no such state */
         vhost_user_session_reset(d.session);
         g_assert_true(vhost_user_session_check(d.session, &error_abort));
+        device_cleanup(&d);
+        backend_free(b);
+    }
+}
+
+static void write_region(Device *d, uint64_t size)
+{
+    Msg msg = {
+        .request = MSG_ADD_MEM_REG,
+        .flags = MSG_VERSION,
+        .size = sizeof(msg.slot),
+        .slot.region.size = size,
+    };
+    int fd = memory_file(0);
+
+    g_assert_cmpint(vhost_user_session_write(d->session, &msg, &fd, 1), ==, 0);
+}
+
+/* Neither are they in the way of the next region */
+static void test_check_refuses_sizes(void)
+{
+    static const uint64_t sizes[] = { 0, INT64_MAX, UINT64_MAX };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
+        Backend *b = backend_new();
+        Device d;
+        Error *err = NULL;
+
+        device_init_fields(&d, &b->wire, SOURCE_LOCAL);
+        write_region(&d, sizes[i]);
+        write_region(&d, 0x1000);
+        g_assert_false(vhost_user_session_check(d.session, &err));
+        error_free_or_abort(&err);
         device_cleanup(&d);
         backend_free(b);
     }
@@ -1718,6 +1753,7 @@ int main(int argc, char **argv)
     add("save/disconnected", test_save_disconnected);
     add("check/without-descriptors", test_observe_without_fds);
     add("check/untracked", test_check_refuses_untracked);
+    add("check/sizes", test_check_refuses_sizes);
     for (unsigned i = 0; i < ARRAY_SIZE(bad_sessions); i++) {
         g_autofree char *path = g_strdup_printf("refused/%s",
                                                 bad_sessions[i].name);
