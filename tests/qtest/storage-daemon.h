@@ -22,8 +22,11 @@ typedef struct StorageDaemon {
     int qmp;                    /* its monitor */
 } StorageDaemon;
 
-/* Returns false, and says so, if the build has none */
-bool storage_daemon_available(void);
+/*
+ * To be called first: a SIGALRM then ends a daemon with the test.  Returns
+ * false, and says so, if the build has no daemon.
+ */
+bool storage_daemon_init(void);
 
 /**
  * storage_daemon_start:

@@ -503,12 +503,6 @@ static void test_quit(Fixture *f, const void *iothread)
     stop(f, 0);
 }
 
-/* SIGALRM's handler */
-static void time_out(int sig)
-{
-    abort();
-}
-
 static void add(const char *name, void (*test)(Fixture *, const void *))
 {
     g_autofree char *main_loop =
@@ -522,12 +516,8 @@ static void add(const char *name, void (*test)(Fixture *, const void *))
 
 int main(int argc, char **argv)
 {
-    struct sigaction act = { .sa_handler = time_out };
-
     g_test_init(&argc, &argv, NULL);
-    sigaction(SIGALRM, &act, NULL);
-
-    if (!storage_daemon_available()) {
+    if (!storage_daemon_init()) {
         return g_test_run();
     }
 

@@ -260,19 +260,10 @@ static void test_not_kicked(Fixture *f, const void *copied)
     wait_read(f, start_read(f));
 }
 
-/* SIGALRM's handler */
-static void time_out(int sig)
-{
-    abort();
-}
-
 int main(int argc, char **argv)
 {
-    struct sigaction act = { .sa_handler = time_out };
-
     g_test_init(&argc, &argv, NULL);
-    sigaction(SIGALRM, &act, NULL);
-    if (!storage_daemon_available()) {
+    if (!storage_daemon_init()) {
         return g_test_run();
     }
 
