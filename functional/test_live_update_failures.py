@@ -294,13 +294,18 @@ class LiveUpdateRefused(LiveUpdateTest):
         scene = self.scene(chardev=',reconnect-ms=100').boot()
         backend = scene.disks[0].backend
         scene.stop_load()
+
+        def wait_connected(connected: bool) -> None:
+            with scene.vm.monitor() as monitor:
+                wait_for(f'connected: {connected}', lambda: connected == any(
+                    chardev['filename'] == f'unix:{backend.path}'
+                    for chardev in monitor.cmd('query-chardev')))
+
         backend.kill()
+        wait_connected(False)       # QEMU does not notice at once
         self.assert_fails(scene, 1, "'d0'", 'start the back-end first')
         backend.start()
-        with scene.vm.monitor() as monitor:
-            wait_for('it has connected again', lambda: any(
-                chardev['filename'] == f'unix:{backend.path}'
-                for chardev in monitor.cmd('query-chardev')))
+        wait_connected(True)
         scene.start_load()
         self.assert_updates(scene)
         scene.stop_load()
