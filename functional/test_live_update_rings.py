@@ -478,6 +478,7 @@ class Guests(TransferTest):
         guest = self.line.guest
         watch = self.start(vm)
         guest.verify('vda', count=100)
+        wait_for('all are seen', lambda: len(watch.requests) >= 200)
         seen = len(watch.requests)
         driver = '/sys/bus/virtio/drivers/virtio_blk'
         guest.run('echo $(basename $(readlink -f /sys/block/vda/device)) '
