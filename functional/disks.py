@@ -3,11 +3,15 @@
 Disks that are to be moved, their back-ends, and load on them
 """
 from pathlib import Path
-from typing import List
+from typing import Any, List, Union
 
 from guest import OBJ
 from guest.agent import Guest, Summary, blkverify
 from guest.backend import Backend, StorageDaemon
+from guest.server_vm import Monitor
+from guest.vm import VM
+
+from .watch import wait_for
 
 
 class Disk:
@@ -35,6 +39,18 @@ class Disk:
                             f'{self.chardev}',
                 '-device', f'vhost-user-blk-pci,id={self.name},'
                            f'chardev=c-{self.name}{self.options}']
+
+    def wait_connected(self, monitor: Union[VM, Monitor],
+                       connected: bool = True) -> None:
+        """Wait until QEMU has its connection, or knows that it has none."""
+        def is_connected() -> bool:
+            chardevs: Any = monitor.cmd('query-chardev')
+            return any(chardev['label'] == f'c-{self.name}' and
+                       chardev.get('state') == 'connected'
+                       for chardev in chardevs)
+
+        wait_for(f"'{self.name}' connected: {connected}",
+                 lambda: is_connected() == connected)
 
 
 class Daemon(StorageDaemon):

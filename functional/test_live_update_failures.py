@@ -292,20 +292,15 @@ class LiveUpdateRefused(LiveUpdateTest):
     def test_backend_away(self) -> None:
         """A back-end that is not there cannot be handed over."""
         scene = self.scene(chardev=',reconnect-ms=100').boot()
-        backend = scene.disks[0].backend
+        disk, = scene.disks
         scene.stop_load()
-
-        def wait_connected(connected: bool) -> None:
-            with scene.vm.monitor() as monitor:
-                wait_for(f'connected: {connected}', lambda: connected == any(
-                    chardev['filename'] == f'unix:{backend.path}'
-                    for chardev in monitor.cmd('query-chardev')))
-
-        backend.kill()
-        wait_connected(False)       # QEMU does not notice at once
+        disk.backend.kill()
+        with scene.vm.monitor() as monitor:
+            disk.wait_connected(monitor, False)
         self.assert_fails(scene, 1, "'d0'", 'start the back-end first')
-        backend.start()
-        wait_connected(True)
+        disk.backend.start()
+        with scene.vm.monitor() as monitor:
+            disk.wait_connected(monitor)
         scene.start_load()
         self.assert_updates(scene)
         scene.stop_load()

@@ -199,10 +199,10 @@ class LaterLife(TransferTest):
         """While the back-end is away, the next transfer is refused."""
         backend = self.sample_backend()
         backend.start()
-        vm = self.set_up(Disk(backend, chardev=',reconnect-ms=100'))
+        disk = Disk(backend, chardev=',reconnect-ms=100')
+        vm = self.set_up(disk)
         backend.kill()
-        wait_for('the connection is lost', lambda: vm.chardev('c-d').get(
-            'state') != 'connected')
+        disk.wait_connected(vm, False)
         self.line.prepare(vm, source=True)
         error = vm.qmp('migrate', {'uri': f'unix:{self.line.path}'})
         self.assertIn('not connected', str(error.get('error')))

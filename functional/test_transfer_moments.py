@@ -126,8 +126,8 @@ class RestartedBackend(TransferTest):
         """Boot a guest and put load on its disk."""
         self.backend = self.sample_backend()
         self.backend.start()
-        self.line = Line(self, Disk(self.backend,
-                                    chardev=',reconnect-ms=100'), mode=mode)
+        self.disk = Disk(self.backend, chardev=',reconnect-ms=100')
+        self.line = Line(self, self.disk, mode=mode)
         self.source = self.line.boot(*args)
         self.load = Load(self.line.guest, depth=32)
 
@@ -136,18 +136,12 @@ class RestartedBackend(TransferTest):
         self.set_up()
         return self.line.send_half(self.source)
 
-    @staticmethod
-    def wait_connected(vm: VM, connected: bool = True) -> None:
-        """Wait until a disk has its connection, or none."""
-        wait_for(f'connected: {connected}', lambda: connected == (
-            vm.chardev('c-d').get('state') == 'connected'))
-
     def restart(self, vm: VM) -> None:
         """Restart the back-end; the VM must connect again."""
         self.backend.kill()
-        self.wait_connected(vm, False)
+        self.disk.wait_connected(vm, False)
         self.backend.start()
-        self.wait_connected(vm)
+        self.disk.wait_connected(vm)
 
     def check(self) -> None:
         """The guest goes on, and no request is lost."""
@@ -167,7 +161,7 @@ class RestartedBackend(TransferTest):
         """It is gone when it is to be handed over: the source goes on."""
         dest = self.set_up_switchover()
         self.backend.kill()
-        self.wait_connected(self.source, False)
+        self.disk.wait_connected(self.source, False)
         self.source.cmd('migrate-continue', state='pre-switchover')
         wait_end(self.source, 'failed')
         self.assertIn('not connected', migration_error(self.source))
@@ -219,7 +213,7 @@ class RestartedBackend(TransferTest):
         self.line.send(self.source, dest)
         self.line.settle(self.source, dest)
         self.backend.kill()
-        self.wait_connected(dest, False)
+        self.disk.wait_connected(dest, False)
         self.backend.start()
         return dest
 
