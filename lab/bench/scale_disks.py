@@ -12,8 +12,8 @@ from typing import Dict, List, NamedTuple, Optional
 
 from lab.machines.watch import count_fds, memory
 
-from .transfer_downtime import AGAIN, PLAIN, VHOST, Setup, make_mover
-from .transfer_moves import Move, Mover, bed
+from .moving_guest import Move, MovingGuest, bench_scope
+from .transfer_downtime import AGAIN, PLAIN, VHOST, Setup, make_guest
 from .transfer_stream import Stream, measure_stream
 
 COUNTS = (1, 4, 16, 32, 64)
@@ -39,33 +39,33 @@ class Cost(NamedTuple):
 Costs = Dict[str, List[Cost]]
 
 
-def take_cost(mover: Mover) -> Cost:
+def take_cost(moving: MovingGuest) -> Cost:
     """Move a guest."""
-    move = mover.move()
-    pid = mover.vm.get_pid()
+    move = moving.move()
+    pid = moving.vm.get_pid()
     assert pid
     return Cost(move, memory(pid) / 2**20, memory(pid, 'VmHWM') / 2**20,
                 count_fds(pid))
 
 
-def wait_disks(mover: Mover, count: int) -> None:
+def wait_disks(moving: MovingGuest, count: int) -> None:
     """Wait until the guest has found all its disks."""
-    mover.guest.wait_until(
+    moving.guest.wait_until(
         f'[ "$(ls /sys/block | grep -c ^vd)" -eq {count} ]')
 
 
 def measure_costs(count: int) -> Costs:
     """Move guests with so many disks; a round is at each index."""
     costs: Costs = {arm: [] for arm in ARMS}
-    with bed() as place:
-        movers = {arm: make_mover(place, arm, Setup(count)) for arm in ARMS}
-        for mover in movers.values():
-            wait_disks(mover, count)
+    with bench_scope() as scope:
+        guests = {arm: make_guest(scope, arm, Setup(count)) for arm in ARMS}
+        for moving in guests.values():
+            wait_disks(moving, count)
             # The first QEMU has state that those which follow do not have.
-            mover.move()
+            moving.move()
         for _ in range(ROUNDS):
             for arm in random.sample(ARMS, len(ARMS)):
-                costs[arm].append(take_cost(movers[arm]))
+                costs[arm].append(take_cost(guests[arm]))
     return costs
 
 
@@ -73,11 +73,11 @@ def count_maps(count: int) -> Dict[str, int]:
     """How many memory maps the new QEMU makes while the guest pauses."""
     maps = {}
     for arm in (PLAIN, VHOST):
-        with bed() as place:
-            mover = make_mover(place, arm, Setup(count),
-                               ('-trace', 'flatview_new'))
-            mover.move()
-            maps[arm] = mover.move().maps
+        with bench_scope() as scope:
+            moving = make_guest(scope, arm, Setup(count),
+                                ('-trace', 'flatview_new'))
+            moving.move()
+            maps[arm] = moving.move().maps
     return maps
 
 
@@ -85,8 +85,8 @@ def measure_sizes(count: int) -> Dict[str, Stream]:
     """What is in the stream, by the kind of the disks."""
     sizes = {}
     for arm, vhost, plain in ((PLAIN, 0, count), (VHOST, count, 0)):
-        with bed() as place:
-            sizes[arm] = measure_stream(place, vhost, plain)
+        with bench_scope() as scope:
+            sizes[arm] = measure_stream(scope, vhost, plain)
     return sizes
 
 

@@ -8,11 +8,10 @@ something to copy where RAM is copied.
 import random
 from typing import Dict, List
 
-from lab.machines.chain import COPY
+from lab.machines.chain import COPY, MODES
 
+from .moving_guest import Move, MovingGuest, bench_scope
 from .transfer_downtime import vhost_disk
-from .transfer_moves import Move, Mover, bed
-from .transfer_stream import MODES
 
 SMALL, LARGE = '256M', '4G'
 ROUNDS = 12
@@ -29,17 +28,17 @@ Moves = Dict[str, List[Move]]
 def measure_ram(mode: str) -> Moves:
     """Move a small and a large guest; a round is at each index."""
     moves: Moves = {SMALL: [], LARGE: []}
-    with bed() as place:
-        movers = {}
+    with bench_scope() as scope:
+        guests = {}
         for size in moves:
             # What live-update asks for; by default it is 128 MiB/s.
-            movers[size] = mover = Mover(
-                place, vhost_disk(place, f'disk-{size}'), mode=mode,
+            guests[size] = moving = MovingGuest(
+                scope, vhost_disk(scope, f'disk-{size}'), mode=mode,
                 memory=size, args=('-global', 'migration.x-max-bandwidth=1T'))
-            mover.guest.run(FILL, timeout=300)
+            moving.guest.run(FILL, timeout=300)
         for _ in range(COPY_ROUNDS if mode == COPY else ROUNDS):
             for size in random.sample(list(moves), len(moves)):
-                moves[size].append(movers[size].move())
+                moves[size].append(guests[size].move())
     return moves
 
 

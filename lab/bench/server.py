@@ -5,9 +5,11 @@ Servers for the chardevs to be measured, on UNIX sockets
 import os
 import socket
 from types import TracebackType
-from typing import List, Optional, Self, Type
+from typing import List, Optional, Type, TypeVar
 
 from .process import TIMEOUT, BenchError
+
+S = TypeVar('S', bound='Server')
 
 
 class Server:
@@ -40,7 +42,7 @@ class Server:
         except BlockingIOError:
             self._listener.settimeout(TIMEOUT)
 
-    def __enter__(self) -> Self:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(self, exc_type: Optional[Type[BaseException]],

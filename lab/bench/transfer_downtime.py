@@ -13,10 +13,11 @@ from typing import Dict, List, NamedTuple, Optional, Tuple, Union
 from lab.machines.backend import make_disk
 from lab.machines.chain import CPR, IGNORE_SHARED
 from lab.machines.disks import Disk, Load
+from lab.machines.scope import Scope
 
+from .moving_guest import Move, MovingGuest, bench_scope
 from .transfer_gap import (DEPTH, SLOW_DISK, Shell, longest_gap, reads, sleeps,
                            ticks, verified, wait_beyond)
-from .transfer_moves import Bed, Move, Mover, bed
 
 NONE, PLAIN, AGAIN, VHOST = 'none', 'plain', 'plain again', 'vhost-user'
 
@@ -69,63 +70,64 @@ class Sample(NamedTuple):
     quiet: Optional[float] = None
 
 
-def seat(number: int) -> str:
-    """The option that gives a disk its place on the PCI bus."""
+def pci_slot(number: int) -> str:
+    """The options that put a disk into a slot of the PCI bus."""
     return f',multifunction=on,addr={0x10 + number // 8:x}.{number % 8}'
 
 
-def plain_disk(place: Bed, name: str, slow: bool = False,
+def plain_disk(scope: Scope, name: str, slow: bool = False,
                where: str = '') -> Tuple[str, ...]:
     """Arguments for a virtio-blk-pci disk."""
     if slow:
         node = SLOW_DISK.format(name)
     else:
-        image = make_disk(place.path(f'{name}.img'))
+        image = make_disk(scope.path(f'{name}.img'))
         node = f'driver=file,node-name={name},filename={image}'
     return ('-blockdev', node, '-device',
             f'virtio-blk-pci,drive={name}{where}')
 
 
-def vhost_disk(place: Bed, name: str, slow: bool = False,
+def vhost_disk(scope: Scope, name: str, slow: bool = False,
                where: str = '') -> Disk:
     """A vhost-user-blk-pci disk with a storage daemon of its own."""
     filters = (SLOW_DISK.format('disk'),) if slow else ()
-    return Disk(place.daemon(name, *filters), name, where)
+    return Disk(scope.daemon(name, *filters), name, where)
 
 
-def make_mover(place: Bed, arm: str, setup: Setup,
-               args: Tuple[str, ...] = ()) -> Mover:
+def make_guest(scope: Scope, arm: str, setup: Setup,
+               args: Tuple[str, ...] = ()) -> MovingGuest:
     """Boot the guest of an arm, with more arguments for QEMU."""
     names = [f'{arm.replace(" ", "-")}{n}' for n in range(setup.disks)]
     if arm == VHOST:
-        return Mover(place, *(
-            vhost_disk(place, name, setup.slow, seat(number))
+        return MovingGuest(scope, *(
+            vhost_disk(scope, name, setup.slow, pci_slot(number))
             for number, name in enumerate(names)), mode=setup.mode, args=args)
     for number, name in enumerate(names if arm != NONE else ()):
-        args += plain_disk(place, name, setup.slow, seat(number))
-    return Mover(place, mode=setup.mode, args=args)
+        args += plain_disk(scope, name, setup.slow, pci_slot(number))
+    return MovingGuest(scope, mode=setup.mode, args=args)
 
 
-def start_load(mover: Mover, arm: str, setup: Setup) -> Union[Load, Shell]:
+def start_load(moving: MovingGuest, arm: str,
+               setup: Setup) -> Union[Load, Shell]:
     """Start what the guest of an arm has to do."""
     if setup.slow:
-        return sleeps(mover) if arm == NONE else reads(mover)
-    return ticks(mover) if arm == NONE else verified(mover)
+        return sleeps(moving) if arm == NONE else reads(moving)
+    return ticks(moving) if arm == NONE else verified(moving)
 
 
-def take_sample(mover: Mover, arm: str, setup: Setup) -> Sample:
+def take_sample(moving: MovingGuest, arm: str, setup: Setup) -> Sample:
     """Move a guest, if wanted under load."""
-    prepared = mover.prepare()
+    prepared = moving.prepare()
     if not setup.busy and not setup.slow:
         return Sample(prepared.move())
-    load = start_load(mover, arm, setup)
+    load = start_load(moving, arm, setup)
     begin = time.monotonic()
-    wait_beyond(mover.guest, begin + setup.window)
+    wait_beyond(moving.guest, begin + setup.window)
     move = prepared.move()
-    wait_beyond(mover.guest, move.begun + setup.window)
-    records = list(mover.guest.records)
+    wait_beyond(moving.guest, move.begun + setup.window)
+    records = list(moving.guest.records)
     load.stop()
-    mover.guest.records.clear()
+    moving.guest.records.clear()
     return Sample(move,
                   longest_gap(records, move.begun, move.begun + setup.window),
                   longest_gap(records, begin, begin + setup.window))
@@ -136,12 +138,12 @@ def measure_moves(setup: Setup) -> Dict[str, List[Sample]]:
     # A thread that waits for another costs 5 ms by default: too long a gap.
     sys.setswitchinterval(0.0001)
     samples: Dict[str, List[Sample]] = {arm: [] for arm in setup.arms()}
-    with bed() as place:
-        movers = {arm: make_mover(place, arm, setup) for arm in samples}
+    with bench_scope() as scope:
+        guests = {arm: make_guest(scope, arm, setup) for arm in samples}
         end = time.monotonic() + setup.seconds
         rounds = 0
         while rounds < setup.rounds or time.monotonic() < end:
             for arm in random.sample(setup.arms(), len(samples)):
-                samples[arm].append(take_sample(movers[arm], arm, setup))
+                samples[arm].append(take_sample(guests[arm], arm, setup))
             rounds += 1
     return samples

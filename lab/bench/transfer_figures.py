@@ -9,12 +9,14 @@ Ratios are made of lower quartiles, as those of start-up are.
 from statistics import median
 from typing import Dict, List, Tuple
 
+from lab.machines.chain import MODES
+
+from .moving_guest import Move
 from .report import Figure, spread
 from .stats import Ratio, lower_quartile
 from .transfer_downtime import (AGAIN, BUSY, IDLE, NONE, PLAIN, SLOW, VHOST,
                                 Sample, measure_moves)
-from .transfer_moves import Move
-from .transfer_stream import MODES, measure_messages, measure_streams
+from .transfer_stream import measure_messages, measure_streams
 from .transfer_today import measure_today
 
 Samples = Dict[str, List[Sample]]

@@ -11,7 +11,7 @@ from typing import List
 from lab.machines.agent import Guest, Record
 from lab.machines.disks import Load
 
-from .transfer_moves import Mover
+from .moving_guest import MovingGuest
 
 # A disk that takes 1 s for each request, and as many of these as its queue
 # has room for, evenly spread over that second.
@@ -46,25 +46,25 @@ class Shell:
         self._guest.wait(self._run)
 
 
-def ticks(mover: Mover) -> Shell:
+def ticks(moving: MovingGuest) -> Shell:
     """Report without a disk."""
-    return Shell(mover.guest, TICKS)
+    return Shell(moving.guest, TICKS)
 
 
-def reads(mover: Mover) -> Shell:
+def reads(moving: MovingGuest) -> Shell:
     """Fill the queue of a slow disk with reads."""
-    mover.guest.wait_until('[ -b /dev/vda ]')
-    return Shell(mover.guest, READERS % READ)
+    moving.guest.wait_until('[ -b /dev/vda ]')
+    return Shell(moving.guest, READERS % READ)
 
 
-def sleeps(mover: Mover) -> Shell:
+def sleeps(moving: MovingGuest) -> Shell:
     """Do without a disk what else the guest does in reads()."""
-    return Shell(mover.guest, READERS % SLEEP)
+    return Shell(moving.guest, READERS % SLEEP)
 
 
-def verified(mover: Mover) -> Load:
+def verified(moving: MovingGuest) -> Load:
     """Write blocks and verify what is read back."""
-    return Load(mover.guest)
+    return Load(moving.guest)
 
 
 def longest_gap(records: List[Record], begin: float, end: float) -> float:

@@ -9,11 +9,11 @@ from typing import Callable, Dict, List
 
 from lab import STOCK_OBJ
 from lab.machines.agent import Guest
-from lab.machines.chain import plug
 from lab.machines.disks import Disk, Load
+from lab.machines.scope import Scope
 from lab.machines.vm import HOTPLUG_BUSES
 
-from .transfer_moves import Bed, Mover, bed
+from .moving_guest import MovingGuest, bench_scope
 
 ROUNDS = 5
 
@@ -33,43 +33,43 @@ def last_before(guest: Guest) -> float:
     return guest.records[-1].time
 
 
-def unplug(place: Bed) -> List[float]:
+def unplug(scope: Scope) -> List[float]:
     """Unplug the disk, migrate, plug it again."""
-    disk = Disk(place.daemon(obj=STOCK_OBJ),
+    disk = Disk(scope.daemon(obj=STOCK_OBJ),
                 options=f',bus={HOTPLUG_BUSES[0]}')
-    mover = Mover(place, transfer=False, obj=STOCK_OBJ)
-    plug(mover.vm, disk)
+    moving = MovingGuest(scope, transfer=False, obj=STOCK_OBJ)
+    disk.plug(moving.vm)
     times = []
     for _ in range(ROUNDS):
-        prepared = mover.prepare()
-        end = last_before(mover.guest)
-        mover.vm.delete_device(disk.name)
-        mover.vm.cmd('chardev-remove', id=f'c-{disk.name}')
+        prepared = moving.prepare()
+        end = last_before(moving.guest)
+        moving.vm.delete_device(disk.name)
+        moving.vm.cmd('chardev-remove', id=disk.chardev)
         prepared.move()
-        plug(mover.vm, disk)
-        times.append(first_after(mover.guest, end))
+        disk.plug(moving.vm)
+        times.append(first_after(moving.guest, end))
     return times
 
 
-def restart(place: Bed) -> List[float]:
+def restart(scope: Scope) -> List[float]:
     """End the VM without asking its guest, and boot it again."""
-    disk = Disk(place.daemon(obj=STOCK_OBJ))
+    disk = Disk(scope.daemon(obj=STOCK_OBJ))
     times = []
-    mover = Mover(place, disk, obj=STOCK_OBJ)
+    moving = MovingGuest(scope, disk, obj=STOCK_OBJ)
     for _ in range(ROUNDS):
-        end = last_before(mover.guest)
-        mover.vm.shutdown()
-        mover = Mover(place, disk, obj=STOCK_OBJ)
-        times.append(first_after(mover.guest, end))
+        end = last_before(moving.guest)
+        moving.vm.shutdown()
+        moving = MovingGuest(scope, disk, obj=STOCK_OBJ)
+        times.append(first_after(moving.guest, end))
     return times
 
 
 def measure_today() -> Dict[str, List[float]]:
     """Return the seconds without a disk, by what is done."""
-    ways: Dict[str, Callable[[Bed], List[float]]] = {
+    ways: Dict[str, Callable[[Scope], List[float]]] = {
         'unplug, migrate, plug': unplug, 'end the VM, boot': restart}
     times = {}
     for name, way in ways.items():
-        with bed() as place:
-            times[name] = way(place)
+        with bench_scope() as scope:
+            times[name] = way(scope)
     return times

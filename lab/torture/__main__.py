@@ -13,26 +13,25 @@ import signal
 import sys
 import tempfile
 import time
-import unittest
 from pathlib import Path
 from typing import List
 
 from lab import ROOT
 from lab.machines.evidence import children
+from lab.machines.scope import PREFIX, end_on_signals
 from lab.machines.watch import wait_for
-from lab.tests.testcase import end_on_signals
 
 from .choices import choose
-from .round import TortureRound
 from .tally import Tally
-from .tool_round import ToolRound
+from .transfer_round import TransferRound
+from .update_round import UpdateRound
 
 OUTPUT = ROOT / 'build/torture'
 
 
 def left_behind() -> List[str]:
     """Processes and files of a round that should be gone."""
-    memory = Path('/dev/shm').glob(f'qemu-functional-{os.getpid()}-*')
+    memory = Path('/dev/shm').glob(f'{PREFIX}*')
     return [*(f'process {pid}' for pid in children()),
             *map(str, memory), *os.listdir(tempfile.gettempdir())]
 
@@ -42,13 +41,11 @@ def carry_out(seed: int, number: int, tally: Tally, until: float) -> None:
     plan = choose(seed, number)
     folder = OUTPUT / f'{seed}-{number}'
     shutil.rmtree(folder, ignore_errors=True)
-    kind = ToolRound if plan.tool else TortureRound
+    kind = UpdateRound if plan.tool else TransferRound
     tally.notes = [str(plan)]
-    result = unittest.TestResult()
-    kind(plan, tally, until, folder).run(result)
+    problems = kind(plan, tally, until, folder).run()
     for core in Path.cwd().glob('core*'):
         core.unlink()           # of one that ended so because of a limit
-    problems = [text for _, text in result.errors + result.failures]
     try:
         wait_for('all is gone', lambda: not left_behind())
     except TimeoutError:

@@ -13,15 +13,14 @@ import time
 from pathlib import Path
 from typing import Callable, List, Optional
 
+from lab.machines.backend import MEGABYTE
 from lab.machines.relay import Relay
 
 from .choices import STREAM, Fault
-from .machine import Machine
-
-MEGABYTE = 1024 * 1024
+from .mortal_vm import MortalVM
 
 
-class Saboteur(Relay):
+class FaultyRelay(Relay):
     """
     A relay that does something to the stream, or in the middle of it.
 
@@ -64,7 +63,7 @@ def stream_fault(faults: List[Fault]) -> Optional[Fault]:
     return next((fault for fault in faults if fault.kind in STREAM), None)
 
 
-class Timed:
+class Schedule:
     """Signals at their times, counted from now, by threads of their own."""
 
     def __init__(self) -> None:
@@ -115,7 +114,7 @@ def highest_file(pid: int) -> int:
 class Limits:
     """Limits of the resources of a QEMU, and the end of these."""
 
-    def __init__(self, vm: Machine) -> None:
+    def __init__(self, vm: MortalVM) -> None:
         self._vm = vm
 
     def _set(self, kind: int, soft: int) -> None:

@@ -93,7 +93,7 @@ class Run:
             f'{self.tag}: after a crash, of {count}: {reply.output}'
 
 
-class Work:
+class GuestLoad:
     """The load on all disks of a guest, which may boot again."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ NO_RESOURCES = re.compile(
     re.I)
 
 
-class Machine(VM):
+class MortalVM(VM):
     """
     A QEMU that is looked at again when it has ended.
 
