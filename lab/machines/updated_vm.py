@@ -5,6 +5,7 @@ A VM that live-update updates, and what must be true after an update
 Whatever an update could leave behind has the path of the VM's folder in its
 name or on its command line.
 """
+import contextlib
 from pathlib import Path
 from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
@@ -182,7 +183,32 @@ class UpdatedVM:
         return [pid for pid in find(f'{self.qemu.folder}/{PREFIX}')
                 if pid != self.qemu.pid]
 
+    @contextlib.contextmanager
+    def streaming(self, *options: str) -> Iterator[Tool]:
+        """A run of live-update whose QEMUs have connected for migration."""
+        tool = self.tool(*options)
+        try:
+            assert tool.wait_for('start'), tool.events
+            while not self._is_streaming():
+                pass            # sleeping could miss the stream
+            yield tool
+        finally:
+            tool.close()
+
+    def _is_streaming(self) -> bool:
+        """Has the old QEMU connected to the socket of the new one?"""
+        connected = '03'
+        with open('/proc/net/unix', encoding='utf-8') as sockets:
+            return any(words[5] == connected and len(words) > 7 and
+                       words[7].endswith('/migration') and
+                       words[7].startswith(str(self.qemu.folder))
+                       for words in map(str.split, sockets))
+
     # State
+
+    def arguments(self) -> List[str]:
+        """The command line of the QEMU that runs the VM."""
+        return Process(self.qemu.pid).arguments
 
     def processes(self) -> Dict[int, str]:
         """The command lines of all processes."""
@@ -244,6 +270,19 @@ class UpdatedVM:
 
     # Assertions
 
+    def assert_runs(self, *options: str, **more: Any) -> Outcome:
+        """A run of live-update must succeed."""
+        outcome = self.run(*options, **more)
+        assert_equal(outcome.status, 0, outcome)
+        return outcome
+
+    def assert_refuses(self, *words: str, **more: Any) -> None:
+        """A dry run must refuse the update, with a reason."""
+        outcome = self.run('--dry-run', **more)
+        assert_equal(outcome.status, 1, outcome)
+        for word in words:
+            assert word in outcome.message, outcome
+
     def assert_updates(self, *options: str, **more: Any) -> Outcome:
         """An update must succeed, and change nothing but QEMU."""
         before = self.state()
@@ -299,8 +338,7 @@ class UpdatedVM:
 
     def assert_completes(self, before: State) -> None:
         """After live-update was killed, the same command must succeed."""
-        outcome = self.run()
-        assert_equal(outcome.status, 0, outcome)
+        self.assert_runs()
         self.qemu.connect()
         self.check_alive()
         after = self.state()

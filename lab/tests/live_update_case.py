@@ -30,6 +30,13 @@ class LiveUpdateTest(TestCase):
             vm.qemu.drop(option)
         return vm
 
+    @staticmethod
+    def start_paused(vm: UpdatedVM, *args: str, **options: Any) -> None:
+        """Start a bare VM and stop it, so that nothing changes in it."""
+        vm.qemu.start(*args, **options)
+        with vm.qemu.monitor() as monitor:
+            monitor.cmd('stop')
+
     def _own(self, vm: UpdatedVM) -> None:
         """End the VM with this test; if that fails, the VM is evidence."""
         self.scope.callback(vm.close)
