@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What the move of a guest costs, by the size of its memory
+The cost of a migration by the size of the guest's memory
 
-Three quarters of what the guest has free are filled, so that there is
-something to copy where RAM is copied.
+The guest fills three quarters of its free memory with random data, so that
+RAM that is copied is not zero.
 """
 import random
 from typing import Dict, List
@@ -15,7 +15,7 @@ from .transfer_downtime import vhost_disk
 
 SMALL, LARGE = '256M', '4G'
 ROUNDS = 12
-COPY_ROUNDS = 5         # which take much longer
+COPY_ROUNDS = 5         # fewer, since copying RAM takes long
 FILL = ("mount -t tmpfs -o size=100% none /mnt && "
         "dd if=/dev/urandom of=/tmp/seed bs=1M count=8 && "
         "for i in $(seq $(awk '/MemAvailable/ "
@@ -26,12 +26,12 @@ Moves = Dict[str, List[Move]]
 
 
 def measure_ram(mode: str) -> Moves:
-    """Move a small and a large guest; a round is at each index."""
+    """Migrate a small and a large guest; each index is a round."""
     moves: Moves = {SMALL: [], LARGE: []}
     with bench_scope() as scope:
         guests = {}
         for size in moves:
-            # What live-update asks for; by default it is 128 MiB/s.
+            # The bandwidth of live-update; the default is 128 MiB/s.
             guests[size] = moving = MovingGuest(
                 scope, vhost_disk(scope, f'disk-{size}'), mode=mode,
                 memory=size, args=('-global', 'migration.x-max-bandwidth=1T'))
@@ -43,5 +43,5 @@ def measure_ram(mode: str) -> Moves:
 
 
 def measure_rams() -> Dict[str, Moves]:
-    """The moves of all modes."""
+    """The migrations in each mode."""
     return {mode: measure_ram(mode) for mode in MODES}

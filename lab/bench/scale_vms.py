@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Many VMs on this host, which are updated one after the other
+The cost of live updates on a host with many VMs
 
-Each is a daemon with a disk under light, verified load, and is updated by
-scripts/live-update: first one that is alone on the host, then all.
+Each VM has a disk under light, verified load.  First one VM is updated while
+it is alone on the host; then all VMs are started, and updated one after the
+other.
 """
 import os
 import time
@@ -22,7 +23,7 @@ from .process import BenchError
 VMS = 32
 ALONE = 8               # updates of the VM that is alone
 MEMORY = '96M'
-# A second that each disk carries out; more would keep two processors busy.
+# Requests a second of each disk; more would keep two processors busy.
 REQUESTS = 10
 TRACES = 'trace-'
 
@@ -31,7 +32,7 @@ class Update(NamedTuple):
     """
     An update of a VM.
 
-    seconds: how long the tool ran
+    seconds: how long live-update ran
     pause: how long the guest did not run, in ms
     """
     seconds: float
@@ -42,8 +43,8 @@ class Host(NamedTuple):
     """
     Memory in MiB.
 
-    used: of this host, whatever uses it
-    own: of all QEMUs, what is not shared
+    used: of the whole host
+    own: private memory of all QEMUs
     """
     used: float
     own: float
@@ -53,10 +54,10 @@ class Updates(NamedTuple):
     """
     All updates.
 
-    alone: of a VM that is the only one
+    alone: of the VM that was alone on the host
     among: of all VMs, in the order in which they were updated
-    before, after: the host when all VMs ran, and when all were updated
-    verified: blocks that the guests have written and read back
+    before, after: the host before and after the updates of all VMs
+    verified: blocks that the guests have written and verified
     """
     alone: List[Update]
     among: List[Update]
@@ -66,28 +67,28 @@ class Updates(NamedTuple):
 
 
 class TracedVM:
-    """A VM that is updated again and again."""
+    """A VM that is updated again and again, with traces of each QEMU."""
 
     def __init__(self) -> None:
         self.vm = UpdatedVM(*TRACE, size=MEMORY, limit=REQUESTS)
-        # QEMU puts a number there: each has a file of its own.
+        # QEMU replaces %d by its process id: each QEMU has its own file.
         self.vm.qemu.command += [
             '-D', str(self.vm.qemu.folder / f'{TRACES}%d')]
 
     def boot(self) -> None:
-        """Start it, without its load."""
+        """Start the VM without load."""
         self.vm.boot(load=False)
         self._source, = self._traces()
 
     def start_load(self) -> None:
-        """Have it do I/O."""
+        """Put load on the disk."""
         self.vm.start_load()
 
     def _traces(self) -> Set[Path]:
         return set(self.vm.qemu.folder.glob(f'{TRACES}*'))
 
     def update(self) -> Update:
-        """Update it; nothing may change but QEMU."""
+        """Update the VM; nothing may change but QEMU."""
         state, traces = self.vm.state(), self._traces()
         pid = self.vm.qemu.pid
         begin = time.monotonic()
@@ -100,7 +101,7 @@ class TracedVM:
         return Update(seconds, pause.length)
 
     def _check(self, before: State, old: int, outcome: Outcome) -> None:
-        """Is all as it was, and does the guest do I/O?"""
+        """Nothing may have changed but QEMU, and the guest must do I/O."""
         if outcome.status:
             raise BenchError(f'live-update failed: {outcome.message}')
         self.vm.qemu.connect()
@@ -115,13 +116,13 @@ class TracedVM:
 
 
 def files(state: State) -> Dict[str, object]:
-    """The files of a VM, without the traces."""
+    """The files of a VM without the traces."""
     return {name: what for name, what in state.files.items()
             if TRACES not in name}
 
 
 def look(traced: List[TracedVM]) -> Host:
-    """How much memory is used?"""
+    """Return the memory that is used."""
     lines = dict(line.split(':') for line in Path('/proc/meminfo').read_text(
         'utf-8').splitlines())
     total, free = (int(lines[name].split()[0]) / 1024
@@ -132,7 +133,7 @@ def look(traced: List[TracedVM]) -> Host:
 
 @contextmanager
 def running(count: int) -> Iterator[List[TracedVM]]:
-    """So many VMs, of which the first runs."""
+    """So many VMs, of which the first is started, for a "with" block."""
     with bench_errors(), ExitStack() as stack:
         traced = []
         for _ in range(count):
@@ -144,11 +145,11 @@ def running(count: int) -> Iterator[List[TracedVM]]:
 
 
 def measure_updates() -> Updates:
-    """Update a VM that is alone, and all."""
+    """Update a VM while it is alone, and then each of all VMs."""
     with running(VMS) as traced:
         alone = [traced[0].update() for _ in range(ALONE)]
         others = traced[1:]
-        # Booting takes time on the processors, and starting the load does not.
+        # Booting needs a processor each; starting the load mostly waits.
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(TracedVM.boot, others))
         with futures.ThreadPoolExecutor(len(others)) as pool:

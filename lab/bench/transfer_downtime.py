@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-How long a guest does not run when it moves, with disks of several kinds
+The pause of a guest in a migration, with disks of several kinds
 
-In a round every guest moves once.  There are two with plain disks: how far
-they are apart shows what a ratio is worth.
+In a round each guest migrates once.  Two of the guests have plain disks: their
+difference shows how far the ratio of equal guests is from 1.
 """
 import random
 import sys
@@ -24,12 +24,14 @@ NONE, PLAIN, AGAIN, VHOST = 'none', 'plain', 'plain again', 'vhost-user'
 
 class Setup(NamedTuple):
     """
-    What the guests of a comparison have in common.
+    The common properties of the guests of a comparison.
 
-    busy: there is verified I/O
-    slow: the queue is full of requests of 1 s
-    window: seconds of I/O that are looked at before a move, and from its begin
-    rounds: how many there are at least
+    mode: how the next QEMU gets the guest's RAM
+    busy: is there verified I/O?
+    slow: is the queue full of requests that take 1 s?
+    window: seconds of I/O in which the longest gap is searched: before a
+            migration, and from its begin
+    rounds, seconds: the least number of rounds, and the least duration
     """
     disks: int = 1
     mode: str = IGNORE_SHARED
@@ -60,10 +62,10 @@ SLOW = Setup(slow=True, window=2, rounds=6, seconds=0)
 
 class Sample(NamedTuple):
     """
-    A move; with load also the longest gaps in its reports, in ms.
+    A migration, and with load the longest gaps between completions, in ms.
 
-    gap: from the begin of the move
-    quiet: in the same time before it
+    gap: in the window from the begin of the migration
+    quiet: in a window of the same length before
     """
     move: Move
     gap: Optional[float] = None
@@ -96,7 +98,7 @@ def vhost_disk(scope: Scope, name: str, slow: bool = False,
 
 def make_guest(scope: Scope, arm: str, setup: Setup,
                args: Tuple[str, ...] = ()) -> MovingGuest:
-    """Boot the guest of an arm, with more arguments for QEMU."""
+    """Boot the guest of an arm."""
     names = [f'{arm.replace(" ", "-")}{n}' for n in range(setup.disks)]
     if arm == VHOST:
         return MovingGuest(scope, *(
@@ -109,14 +111,14 @@ def make_guest(scope: Scope, arm: str, setup: Setup,
 
 def start_load(moving: MovingGuest, arm: str,
                setup: Setup) -> Union[Load, Shell]:
-    """Start what the guest of an arm has to do."""
+    """Start the load in the guest of an arm."""
     if setup.slow:
         return sleeps(moving) if arm == NONE else reads(moving)
     return ticks(moving) if arm == NONE else verified(moving)
 
 
 def take_sample(moving: MovingGuest, arm: str, setup: Setup) -> Sample:
-    """Move a guest, if wanted under load."""
+    """Migrate a guest, under load if the setup has it."""
     prepared = moving.prepare()
     if not setup.busy and not setup.slow:
         return Sample(prepared.move())
@@ -134,8 +136,8 @@ def take_sample(moving: MovingGuest, arm: str, setup: Setup) -> Sample:
 
 
 def measure_moves(setup: Setup) -> Dict[str, List[Sample]]:
-    """Return the samples of each arm, a round at each index."""
-    # A thread that waits for another costs 5 ms by default: too long a gap.
+    """Return the samples of each arm; each index is a round."""
+    # By default a Python thread may have to wait 5 ms for another one.
     sys.setswitchinterval(0.0001)
     samples: Dict[str, List[Sample]] = {arm: [] for arm in setup.arms()}
     with bench_scope() as scope:

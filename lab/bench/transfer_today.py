@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-How long a guest is without its disk by what stock QEMU offers for an update
+The time without a disk in an update as stock QEMU allows it
 
-Nobody waits between the steps, and the guest does nothing but I/O: in real
-life it has to unmount, or to stop and start its services.
+There is no pause between the steps, and the guest only does I/O: a real guest
+would have to unmount file systems, or to stop and start services.
 """
 from typing import Callable, Dict, List
 
@@ -19,7 +19,7 @@ ROUNDS = 5
 
 
 def first_after(guest: Guest, end: float) -> float:
-    """Start I/O; seconds from end until the first request is complete."""
+    """Start I/O; returns the seconds from end to the first completion."""
     count = len(guest.records)
     load = Load(guest)
     seconds = guest.records[count].time - end
@@ -28,13 +28,13 @@ def first_after(guest: Guest, end: float) -> float:
 
 
 def last_before(guest: Guest) -> float:
-    """Do I/O for a while; when was the last request complete?"""
+    """Do I/O for a while; returns the time of the last completion."""
     Load(guest).stop()
     return guest.records[-1].time
 
 
 def unplug(scope: Scope) -> List[float]:
-    """Unplug the disk, migrate, plug it again."""
+    """Unplug the disk, migrate, plug the disk again."""
     disk = Disk(scope.daemon(obj=STOCK_OBJ),
                 options=f',bus={HOTPLUG_BUSES[0]}')
     moving = MovingGuest(scope, transfer=False, obj=STOCK_OBJ)
@@ -52,7 +52,7 @@ def unplug(scope: Scope) -> List[float]:
 
 
 def restart(scope: Scope) -> List[float]:
-    """End the VM without asking its guest, and boot it again."""
+    """End QEMU without a shutdown of the guest, and boot again."""
     disk = Disk(scope.daemon(obj=STOCK_OBJ))
     times = []
     moving = MovingGuest(scope, disk, obj=STOCK_OBJ)
@@ -65,7 +65,7 @@ def restart(scope: Scope) -> List[float]:
 
 
 def measure_today() -> Dict[str, List[float]]:
-    """Return the seconds without a disk, by what is done."""
+    """Return the seconds without a disk, by the way of the update."""
     ways: Dict[str, Callable[[Scope], List[float]]] = {
         'unplug, migrate, plug': unplug, 'end the VM, boot': restart}
     times = {}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The files that a process has open: no transfer may leave more
+The open files of a process, which a transfer must not increase
 """
 import contextlib
 import os
@@ -12,19 +12,19 @@ from lab.machines.watch import wait_for
 
 
 def open_files(pid: int) -> 'Counter[str]':
-    """How many files of each kind, or name, a process has open."""
+    """Count the open files of a process by kind or name."""
     files: 'Counter[str]' = Counter()
     for name in os.listdir(f'/proc/{pid}/fd'):
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(f'/proc/{pid}/fd/{name}')
-            # Numbers of sockets, and names of folders, are never the same.
+            # Without inodes and random names, which differ between QEMUs.
             files[re.sub(r'\d{3,}|/.*qemu-(machine|torture)-[^.]*', '',
                          target)] += 1
     return files
 
 
 def assert_no_more_files(pid: int, wanted: 'Counter[str]') -> None:
-    """A process must not have more files open than it had."""
+    """A process must not have more files open than before."""
     more = wanted
 
     def is_so() -> bool:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A disk in a round, and what must be true of its back-end
+A disk in a round, and the rules for its back-end
 """
 import os
 from collections import Counter
@@ -20,10 +20,10 @@ RATE = {THROTTLED: 500, SLOW: 40}       # requests a second
 
 
 class Sample(SampleBackend):
-    """The sample back-end, which ends when its client does."""
+    """The sample back-end, which ends when its client disconnects."""
 
     def status(self) -> Optional[int]:
-        """How it has ended."""
+        """The exit status; None: the process runs."""
         return self._process.poll() if self._process else None
 
 
@@ -62,38 +62,38 @@ class TortureDisk(Disk):
         self.files: 'Counter[str]' = Counter()
 
     def look(self) -> Set[int]:
-        """The connections that its back-end has."""
+        """The inodes of the connections of the back-end."""
         return connections(self.backend.pid, self.backend.path)
 
     def remember(self) -> None:
-        """What its back-end holds is what it is to hold from now on."""
+        """Remember connection and files, for check()."""
         wait_for(f'{self.name} has one connection',
                  lambda: len(self.look()) == 1)
         self.connection = self.look()
         self.files = open_files(self.backend.pid)
 
     def signal(self, number: int) -> None:
-        """Send its back-end a signal, if it runs."""
+        """Send the back-end a signal, if it runs."""
         if self.backend.is_running():
             os.kill(self.backend.pid, number)
 
     def wait_free(self) -> None:
-        """Its QEMU has ended: let another one connect."""
+        """Wait until the connection has ended; restart a sample back-end."""
         wait_for('the back-end is free', lambda: not
                  self.backend.is_running() or not self.look())
         if isinstance(self.backend, Sample):
             self.judge()
-            self.backend.kill()     # if it was restarted, and waits
+            self.backend.kill()     # it may have been restarted already
             self.backend.start()
 
     def restart_if_ended(self) -> None:
-        """Start a back-end that has ended with its client, as it does."""
+        """Start a sample back-end that has ended with its client."""
         if not self.backend.is_running():
             self.judge()
             self.backend.start()
 
     def check(self) -> None:
-        """Its back-end has one client, ever the same, and no more files."""
+        """The back-end must have kept its connection, and its files."""
         if not self.connection:
             self.remember()
         assert self.look() == self.connection, \
@@ -101,7 +101,7 @@ class TortureDisk(Disk):
         assert_no_more_files(self.backend.pid, self.files)
 
     def judge(self) -> None:
-        """Nothing that the back-end printed, or its end, may be wrong."""
+        """The output and the exit status of the back-end must be good."""
         text = self.backend.output()
         found = BAD.search(text)
         assert not found, f'the back-end of {self.name} printed {text[:2000]}'

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A round: one VM, some transfers, their faults, and what must hold after each
+A round with transfers: their faults, and the checks after each transfer
 """
 import contextlib
 import signal
@@ -88,7 +88,7 @@ class TransferRound(Round):
             vm.judge()
 
     def boot(self) -> None:
-        """Start the VM anew; what was complete before must be on its disks."""
+        """Boot the VM; completed writes of an earlier boot must be on disk."""
         self.chain = Chain(self.scope, *self.disks, mode=self.plan.mode,
                            args=('-smp', str(self.plan.cpus)), make=self.vm)
         source = self.chain.boot()
@@ -99,7 +99,7 @@ class TransferRound(Round):
         self.booted()
 
     def booted(self) -> None:
-        """The guest is up: check its disks, and put load on them."""
+        """After a boot of the guest, check its disks and put load on them."""
         self.boot_id = self.ask_boot_id()
         for run in list(self.load.runs.values()):
             run.check_after_crash(self.chain.guest)
@@ -109,17 +109,17 @@ class TransferRound(Round):
         self.remember()
 
     def remember(self) -> None:
-        """What is to stay from now on."""
+        """Remember connections and files, for later checks."""
         self.files.clear()
         for disk in self.disks:
             disk.remember()
 
     def ask_boot_id(self) -> str:
-        """What tells a guest from itself after a reset."""
+        """The boot id of the guest, which changes with a reset."""
         return self.chain.guest.run('cat /proc/sys/kernel/random/boot_id', 30)
 
     def retire(self, vm: MortalVM, kill: bool) -> None:
-        """End a QEMU; nothing may be wrong with its end."""
+        """End a QEMU, whose output and exit status must be good."""
         if kill:
             vm.kill()
         else:
@@ -129,7 +129,7 @@ class TransferRound(Round):
     # Hot-plug
 
     def plug(self, disk: TortureDisk) -> None:
-        """Plug a disk in, and put load on it."""
+        """Hot-plug a disk, and put load on it."""
         disk.plug(self.source)
         self.disks.append(disk)
         self.chain.disks.append(disk)
@@ -151,7 +151,7 @@ class TransferRound(Round):
     # A transfer
 
     def transfer(self, transfer: Transfer) -> None:
-        """One transfer, and what must hold after it."""
+        """Carry out a transfer, and check everything after it."""
         if transfer.change == UNPLUG:
             self.unplug(self.spare[0])
         elif transfer.change:
@@ -183,7 +183,7 @@ class TransferRound(Round):
         return dest
 
     def attempt(self, transfer: Transfer, dest: MortalVM) -> None:
-        """Begin the transfer, and let its faults happen."""
+        """Migrate the VM, and inject the faults."""
         limits = Limits(dest)
         for fault in transfer.faults:
             if fault.kind in LIMITS and not (
@@ -217,7 +217,7 @@ class TransferRound(Round):
             if relay:
                 relay.close()
             limits.lift()
-        self.wait_end(transfer, dest)       # some may have died since
+        self.wait_end(transfer, dest)       # after the last faults
 
     def kill(self, vm: MortalVM) -> None:
         """Kill a QEMU, if it has not ended."""
@@ -251,7 +251,7 @@ class TransferRound(Round):
                 schedule.freeze(fault, who.signal)
 
     def command(self, fault: Fault, dest: MortalVM) -> None:
-        """Tell one of the QEMUs something; it may refuse."""
+        """Execute a command in one of the QEMUs; it may fail."""
         what, _, who = fault.kind.partition('-')
         vm = dest if who == 'destination' else self.source
         command = {'cancel': 'migrate_cancel', 'reset': 'system_reset'}.get(
@@ -259,9 +259,9 @@ class TransferRound(Round):
         self.tally.note(f'{fault.kind}: {vm.can(command)}')
 
     def wait_end(self, transfer: Transfer, dest: MortalVM) -> None:
-        """Wait until nothing more is to come from the migration."""
+        """Wait until the migration has ended in both QEMUs."""
         begin = time.monotonic()
-        quiet = 0               # how often nobody began
+        quiet = 0               # how often no migration was found
         cancelled = False
         while True:
             source, new = self.source.look(), dest.look()
@@ -279,7 +279,7 @@ class TransferRound(Round):
             waited = time.monotonic() - begin
             if waited > 5 and not cancelled and transfer.has(
                     'corrupted-stream'):
-                # Each of them may wait for the other, as on stock.
+                # Both QEMUs may wait for each other; stock QEMU does, too.
                 cancelled = True
                 self.tally.note('ended by migrate_cancel')
                 self.source.can('migrate_cancel')
@@ -288,7 +288,7 @@ class TransferRound(Round):
             time.sleep(0.01)
 
     def settle(self, transfer: Transfer, dest: MortalVM) -> Optional[MortalVM]:
-        """Find the QEMU that has the VM, and see that it runs there."""
+        """Find the QEMU that owns the VM, in which the VM must run."""
         source_state, state = self.states
         if dest.has_claimed:
             if state == GONE:
@@ -320,7 +320,7 @@ class TransferRound(Round):
         return owner
 
     def assert_refused(self, vm: MortalVM) -> None:
-        """A VM that has run elsewhere must not be started again."""
+        """A QEMU that does not own the VM must refuse to run it."""
         run = vm.look()[0]
         if run == 'gone':
             return
@@ -330,7 +330,7 @@ class TransferRound(Round):
             assert vm.look()[0] != 'running'
 
     def take_care(self, owner: MortalVM, transfer: Transfer) -> None:
-        """What was restarted is to do its work again."""
+        """Wait until a restarted back-end or guest works again."""
         owner.take_guest()
         if transfer.has('kill-backend'):
             for disk in self.disks:
@@ -345,7 +345,7 @@ class TransferRound(Round):
             self.booted()
 
     def was_reset(self) -> bool:
-        """Has the guest booted again?  It may be about to."""
+        """Has the guest booted again?"""
         for _ in range(4):
             with contextlib.suppress(GuestError):
                 return self.ask_boot_id() != self.boot_id
@@ -353,7 +353,7 @@ class TransferRound(Round):
 
     def check(self, owner: MortalVM, dest: MortalVM, transfer: Transfer,
               files: 'Counter[str]') -> None:
-        """What must hold after each transfer."""
+        """Check everything that must be true after a transfer."""
         other = self.source if owner is dest else dest
         self.assert_refused(other)
         self.load.advance()
@@ -375,7 +375,7 @@ class TransferRound(Round):
         owner.judge()
 
     def boot_after_loss(self, dest: MortalVM) -> None:
-        """Its QEMU was killed: the VM boots again, with the same disks."""
+        """Boot the VM again, with the same disks, if its QEMU was killed."""
         for vm in self.source, dest:
             self.retire(vm, True)
         for disk in self.disks:
