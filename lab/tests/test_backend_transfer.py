@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A running guest moves to a new QEMU, and its disk's back-end notices nothing
+A running guest migrates, and its disk's back-end keeps its connection
 
 Every test here fails on a QEMU without backend-transfer, which hangs when it
-connects to a back-end that is busy with another.
+connects to a back-end that has a client.
 """
 import time
 
@@ -36,7 +36,7 @@ class BackendTransfer(TestCase):
     """Transfers that succeed"""
 
     def check_transfer(self, backend: Backend, mode: str) -> None:
-        """The guest must move under load, and the connection with it."""
+        """The guest must migrate under load, and the connection be kept."""
         chain = Chain(self.scope, Disk(backend), mode=mode)
         source = chain.boot()
         load = Load(chain.guest)
@@ -72,7 +72,7 @@ class BackendTransfer(TestCase):
         self.check_transfer(self.scope.daemon(), COPY)
 
     def test_sample_backend(self) -> None:
-        """A back-end with an inflight region, which ends with its client."""
+        """A back-end that has an inflight region, and one client only."""
         for number, mode in enumerate((IGNORE_SHARED, COPY)):
             backend = self.scope.sample_backend(f'disk{number}')
             self.check_transfer(backend, mode)
@@ -99,20 +99,20 @@ class BackendTransfer(TestCase):
         self.assertGreater(done, 2.9)
         self.assertLess(done, 5.5)      # not sent again
 
-        # A request that was done twice breaks the queue.
+        # If a request was completed twice, the guest complains now.
         chain.guest.run('dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=98')
         self.assertNotIn('is not a head', dest.console.read_text('utf-8'))
 
     def test_slow_read_shared_memory_file(self) -> None:
-        """Moving does not wait for a read: RAM is a file."""
+        """The transfer does not wait for a read; RAM is a file."""
         self.check_slow_read(IGNORE_SHARED)
 
     def test_slow_read_cpr(self) -> None:
-        """Moving does not wait for a read: RAM is a memfd."""
+        """The transfer does not wait for a read; RAM is a memfd."""
         self.check_slow_read(CPR)
 
     def check_slow_load(self, mode: str) -> None:
-        """Slow requests must all be right, and none be lost."""
+        """No slow request may be wrong, or lost."""
         backend = self.scope.daemon(limit=16)
         chain = Chain(self.scope, Disk(backend), mode=mode)
         source = chain.boot()
@@ -124,15 +124,15 @@ class BackendTransfer(TestCase):
         load.stop()
 
     def test_slow_load(self) -> None:
-        """A queue full of requests of half a second moves."""
+        """A transfer with a full queue of slow requests."""
         self.check_slow_load(IGNORE_SHARED)
 
     def test_slow_load_copied_memory(self) -> None:
-        """The same where the rings have to be stopped."""
+        """A transfer with a full queue of slow requests; RAM is copied."""
         self.check_slow_load(COPY)
 
     def test_paused(self) -> None:
-        """A paused guest stays paused, and runs on where it is told to."""
+        """A paused guest stays paused until "cont" in the destination."""
         chain = Chain(self.scope, Disk(self.scope.daemon()))
         source = chain.boot()
         load = Load(chain.guest)
@@ -147,7 +147,7 @@ class BackendTransfer(TestCase):
         load.stop()
 
     def test_start_paused(self) -> None:
-        """A destination with -S takes the disk, and runs when told to."""
+        """A destination with -S gets the disk, and waits for "cont"."""
         chain = Chain(self.scope, Disk(self.scope.daemon()))
         source = chain.boot()
         load = Load(chain.guest)
@@ -166,7 +166,7 @@ class BackendTransfer(TestCase):
         """Disks of several kinds move together."""
         shapes = {
             'plain': '', 'queues': ',num-queues=2,queue-size=64',
-            # The daemon has no packed rings: asked for, not agreed on.
+            # The daemon does not offer packed rings: they are not used.
             'packed': ',packed=on', 'simple': ',indirect_desc=off,'
                                               'event_idx=off'}
         disks = [
@@ -186,7 +186,7 @@ class BackendTransfer(TestCase):
                           for disk in disks], before)
 
     def test_hotplugged(self) -> None:
-        """Disks that were plugged in at either side move like others."""
+        """Disks that were hot-plugged in the source or the destination."""
         disks = [Disk(self.scope.daemon(f'disk{n}'), f'd{n}',
                       f',bus={HOTPLUG_BUSES[n]}') for n in range(2)]
         chain = Chain(self.scope)
@@ -204,7 +204,7 @@ class BackendTransfer(TestCase):
         chain.guest.wait_until('[ ! -e /dev/vda -a ! -e /dev/vdb ]')
 
     def check_boot_disk(self, mode: str) -> None:
-        """A guest that boots from the disk must do so again later."""
+        """A guest that boots from the disk must be able to boot again."""
         backend = self.scope.daemon()
         with open(backend.disk, 'r+b') as disk:
             disk.write(BOOT_SECTOR.ljust(510, b'\0') + b'\x55\xaa.')
@@ -221,7 +221,7 @@ class BackendTransfer(TestCase):
         self.wait_said(vm, 'B...')
 
     def test_without_iommu(self) -> None:
-        """Virtio-mmio has no IOMMU: the back-end need not know of any."""
+        """virtio-mmio without an IOMMU, though iommu_platform is on."""
         backend = self.scope.daemon()
         chain = Chain(self.scope, mode=COPY, kernel=False, args=(
             '-machine', 'microvm,pcie=on',
@@ -234,17 +234,17 @@ class BackendTransfer(TestCase):
         chain.settle(source, dest)
 
     def wait_said(self, vm: VM, text: str) -> None:
-        """Wait until the boot sector has said this, and no error."""
+        """Wait until the boot sector has printed a text, and no error."""
         wait_for(f'the guest says {text}',
                  lambda: text in vm.console.read_text('ascii'))
         self.assertNotIn('E', vm.console.read_text('ascii'))
 
     def test_boot_disk(self) -> None:
-        """The firmware reads from the disk while it moves."""
+        """The firmware reads from the disk during transfers."""
         self.check_boot_disk(IGNORE_SHARED)
 
     def test_boot_disk_copied_memory(self) -> None:
-        """The same where the rings are stopped."""
+        """The firmware reads from the disk during transfers; RAM is copied."""
         self.check_boot_disk(COPY)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-blkverify, which the other tests trust, finds what is wrong with a disk
+blkverify finds the errors of a disk: other tests rely on it
 
-It runs on the host here, on a file.  BLKVERIFY names the program.
+It runs on the host here, on a file.  BLKVERIFY is the path of the program.
 """
 import os
 import subprocess
@@ -27,7 +27,7 @@ class BlkVerify(unittest.TestCase):
     """A disk of BLOCKS blocks, and runs of blkverify on it"""
 
     def setUp(self) -> None:
-        # Beside the program: /tmp may be a file system without O_DIRECT.
+        # Not in /tmp, whose file system may not support O_DIRECT.
         disk = tempfile.NamedTemporaryFile(dir=PROGRAM.parent)
         self.addCleanup(disk.close)
         disk.truncate(BLOCKS * BLOCK)
@@ -38,12 +38,12 @@ class BlkVerify(unittest.TestCase):
         return [str(PROGRAM), *map(str, options), self._disk.name]
 
     def run_it(self, *options: object) -> 'subprocess.CompletedProcess[str]':
-        """Run it to its end."""
+        """Run blkverify to its end."""
         return subprocess.run(self.command(*options), check=False, text=True,
                               capture_output=True, timeout=60)
 
     def assert_finds(self, expected: str, *options: object) -> None:
-        """A check must fail with one error, which reads like this."""
+        """A check must fail with one error, which matches a pattern."""
         done = self.run_it('--check', *options)
         self.assertEqual(done.returncode, 1)
         self.assertEqual(Summary.parse(done.stderr).errors, 1)
@@ -69,7 +69,7 @@ class BlkVerify(unittest.TestCase):
         self.assertEqual(Summary.parse(done.stderr).verified, BLOCKS)
 
     def test_lost_write(self) -> None:
-        """A block with its former contents is found."""
+        """A block with older contents is found."""
         self.run_it('--count', BLOCKS)
         former = self.read_block(5)
         self.run_it('--first', BLOCKS, '--count', BLOCKS)
@@ -79,13 +79,13 @@ class BlkVerify(unittest.TestCase):
                           '--count', 2 * BLOCKS)
 
     def test_later_write(self) -> None:
-        """A check accepts what was in flight when the writer was killed."""
+        """A check accepts writes that were in flight at the end."""
         self.run_it('--count', BLOCKS + 3)
         done = self.run_it('--check', '--count', BLOCKS)
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_misplaced_write(self) -> None:
-        """A block of another place or generation is found."""
+        """A block of another place or another run is found."""
         self.run_it('--count', BLOCKS)
         mine = self.read_block(7)
         self.write_block(7, self.read_block(8))
@@ -96,7 +96,7 @@ class BlkVerify(unittest.TestCase):
                           '--count', BLOCKS, '--seed', 2)
 
     def test_torn_write(self) -> None:
-        """A block of which a part is missing is found."""
+        """A block that was written in part is found."""
         self.run_it('--count', BLOCKS)
         self.write_block(3, self.read_block(3)[:2048] + bytes(2048))
         self.assert_finds('block 3: .*damaged', '--count', BLOCKS)
@@ -104,7 +104,7 @@ class BlkVerify(unittest.TestCase):
         self.assert_finds('block 3: .*no block of ours', '--count', BLOCKS)
 
     def test_terminated(self) -> None:
-        """SIGTERM ends a run in good order."""
+        """After SIGTERM a run completes its requests and ends."""
         with subprocess.Popen(self.command(), text=True,
                               stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE) as process:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A running guest moves while its disk's back-end is older than the series
+A running guest migrates; the back-end of its disk is older than the series
 
 The back-end is the qemu-storage-daemon of Debian's package qemu-system-common.
 Unlike ours it does not wait for requests in flight when a ring is stopped.
@@ -23,10 +23,10 @@ class DebianDaemon(StorageDaemon):
 
 
 class DebianBackend(TestCase):
-    """Transfers that Debian's daemon must not notice"""
+    """Transfers of disks of Debian's daemon"""
 
     def check_transfers(self, mode: str, limit: int = 0) -> None:
-        """A guest moves twice, under load; the connection stays the same."""
+        """A guest must migrate twice, and the connection be kept."""
         backend = self.scope.backend(DebianDaemon(
             self.scope.path('disk.sock'),
             make_disk(self.scope.path('disk.img')), limit=limit))
@@ -42,7 +42,7 @@ class DebianBackend(TestCase):
             load.advance(32 if limit else 500)
         load.stop()
         self.assertEqual(connections(backend.pid, backend.path), before)
-        self.assertEqual(backend.output(), '')      # where it says its panics
+        self.assertEqual(backend.output(), '')      # no error message
 
     def test_shared_memory_file(self) -> None:
         """RAM is a file that both QEMUs open."""
@@ -57,11 +57,11 @@ class DebianBackend(TestCase):
         self.check_transfers(COPY)
 
     def test_slow_load(self) -> None:
-        """A queue full of requests of half a second moves."""
+        """A transfer with a full queue of slow requests."""
         self.check_transfers(IGNORE_SHARED, limit=16)
 
     def test_slow_load_copied_memory(self) -> None:
-        """The same where the rings have to be stopped."""
+        """A transfer with a full queue of slow requests; RAM is copied."""
         self.check_transfers(COPY, limit=16)
 
 

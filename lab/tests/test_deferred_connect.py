@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A chardev may be created before there is anything to connect to
+A chardev can be created before the peer that it connects to
 
 It connects when a device attaches to it.  Every test here fails on a QEMU
 that connects when the chardev is created.
@@ -37,7 +37,7 @@ class Peer:
         self._client.settimeout(30)
 
     def send(self, text: str) -> None:
-        """Send to QEMU."""
+        """Send a text to QEMU."""
         self._client.sendall(text.encode())
 
     def expect(self, text: str) -> None:
@@ -57,7 +57,7 @@ class Peer:
 
 
 class DeferredConnect(TestCase):
-    """Chardevs whose peer comes later, or never"""
+    """Chardevs whose peer starts later, or never"""
 
     def server(self, name: str) -> Peer:
         """A peer that listens at a path of the scope."""
@@ -75,10 +75,10 @@ class DeferredConnect(TestCase):
         error = vm.attach_error(device)
         self.assertIn(f"'{device['chardev']}'", error)
         self.assertIn(path, error)
-        vm.guest.run('true')        # the guest runs on
+        vm.guest.run('true')        # the guest still runs
 
     def assert_talks(self, vm: VM, server: Peer, device: str) -> None:
-        """A line must get through from the guest to the host and back."""
+        """The guest must be able to send a line, and to receive one."""
         server.accept()
         vm.guest.wait_until(f'[ -c {device} ]')
         answer = vm.guest.start(
@@ -95,7 +95,7 @@ class DeferredConnect(TestCase):
         self.assertEqual((summary.verified, summary.errors), (count, 0))
 
     def test_disk_hotplug(self) -> None:
-        """A failed hot-plug harms nothing; with a back-end it succeeds."""
+        """A failed hot-plug changes nothing; with a back-end it succeeds."""
         backend = self.scope.daemon(start=False)
         vm = self.scope.vm().boot()
 
@@ -119,7 +119,7 @@ class DeferredConnect(TestCase):
         self.assertEqual(vm.chardev('c'), {})
 
     def test_serial_hotplug(self) -> None:
-        """virtserialport and pci-serial carry data once they can attach."""
+        """virtserialport and pci-serial attach when their peer listens."""
         port: Properties = {
             'driver': 'virtserialport', 'id': 'port', 'chardev': 'port',
             'name': 'port'}
@@ -138,7 +138,7 @@ class DeferredConnect(TestCase):
             self.assert_state(vm, name, 'connected')
 
     def test_created_on_the_command_line(self) -> None:
-        """Peers may come up between the start of QEMU and its devices."""
+        """Peers may start between the start of QEMU and its devices."""
         backend = self.scope.daemon(start=False)
         monitor = self.server('monitor')
         vm = self.scope.vm(
@@ -169,7 +169,7 @@ class DeferredConnect(TestCase):
         monitor.expect('VM status: running')
 
     def test_backend_restarts(self) -> None:
-        """A disk survives its back-end, also one that came late."""
+        """A back-end that started after QEMU is restarted under load."""
         backend = self.scope.sample_backend(start=False)
         vm = self.scope.vm().boot()
         add_chardev(vm, 'c', backend.path, reconnect_ms=100)
@@ -191,7 +191,7 @@ class DeferredConnect(TestCase):
                          (summary.written, 0))
 
     def test_fio(self) -> None:
-        """fio finds no error on a disk whose back-end came late."""
+        """fio finds no error on a disk whose back-end started after QEMU."""
         backend = self.scope.daemon(start=False)
         vm = self.scope.vm(
             '--preconfig', '-device', 'vhost-user-blk-pci,chardev=c',
@@ -205,7 +205,7 @@ class DeferredConnect(TestCase):
                      '--iodepth=8 --verify=crc32c --verify_fatal=1', 120)
 
     def test_peer_missing_at_start(self) -> None:
-        """QEMU exits with status 1 and says who could not connect."""
+        """QEMU exits with status 1 and names the chardev without a peer."""
         for frontend in (['-device', 'vhost-user-blk-pci,chardev=c'],
                          ['-device', 'virtserialport,chardev=c'],
                          ['-serial', 'chardev:c'],

@@ -29,7 +29,7 @@ class LiveUpdate(LiveUpdateTest):
     # Memory
 
     def check_mode(self, vm: UpdatedVM, mode: str, *reason: str) -> None:
-        """A VM must be updated again and again, with memory in this way."""
+        """A VM must be updated several times, with memory in this mode."""
         vm.boot()
         vm.guest.run('echo said before >/dev/ttyS0')
         lengths = []
@@ -59,11 +59,11 @@ class LiveUpdate(LiveUpdateTest):
         self.check_mode(self.updated_vm(ram=CPR), CPR, 'file descriptors')
 
     def test_copy(self) -> None:
-        """Memory is a memfd, and the machine does not share the rest."""
+        """Memory is a memfd, but aux-ram-share=on is missing: RAM is copied."""
         self.check_mode(self.updated_vm(ram=MEMFD), COPY, 'aux-ram-share=on')
 
     def test_memory_of_its_own(self) -> None:
-        """Memory is not shared; the disk is QEMU's own."""
+        """Memory is private; the disk is a plain virtio-blk disk."""
         vm = self.updated_vm(ram=RAM, disks=0)
         image = make_disk(str(vm.folder / 'own.img'))
         vm.qemu.command += ['-drive', f'if=none,id=own,file={image},'
@@ -79,7 +79,7 @@ class LiveUpdate(LiveUpdateTest):
         self.assertEqual(reply.status, 0, reply.output)
 
     def test_two_kinds_of_memory(self) -> None:
-        """A file stays where it is, what was plugged is copied."""
+        """Memory of a shared file is not copied, plugged private memory is."""
         vm = self.updated_vm(
             '-object', 'memory-backend-ram,id=more,size=128M')
         at = vm.qemu.command.index('-m')
@@ -94,7 +94,7 @@ class LiveUpdate(LiveUpdateTest):
     # Ways to start a VM
 
     def test_foreground(self) -> None:
-        """A VM without -daemonize: what it prints goes where it went."""
+        """A VM without -daemonize: the new QEMU keeps stdout and stderr."""
         vm = self.updated_vm()
         vm.qemu.drop('-daemonize')
         vm.boot()
@@ -112,11 +112,11 @@ class LiveUpdate(LiveUpdateTest):
             vm.assert_updates(binary=vm.wrap('exec $qemu "$@"'))
 
     def test_relative_paths(self) -> None:
-        """Names begin at the folder where the VM was started."""
+        """Relative paths refer to the folder in which the VM was started."""
         for daemonize in True, False:
             vm = self.updated_vm()
             folder = f'{vm.qemu.folder}/'
-            # The new QEMU is found by it.
+            # new_qemus() finds the new QEMU by this name.
             name = vm.qemu.folder.name
             vm.qemu.command = [
                 word if word == f'{folder}console' else
@@ -135,7 +135,7 @@ class LiveUpdate(LiveUpdateTest):
             vm.close()
 
     def test_machine_alias(self) -> None:
-        """-machine q35 becomes the version that the VM has."""
+        """-machine q35 becomes the versioned machine type of the VM."""
         with self.shared() as vm:
             vm.assert_updates()
             words = vm.arguments()
@@ -156,7 +156,7 @@ class LiveUpdate(LiveUpdateTest):
             vm.check_alive()
 
     def test_given_command_line(self) -> None:
-        """What follows "--" is the VM's command chain."""
+        """The words after "--" replace the VM's command line."""
         with self.shared() as vm:
             given = [word for word in vm.qemu.command if word != '-daemonize']
             vm.assert_updates(command=[
@@ -164,14 +164,14 @@ class LiveUpdate(LiveUpdateTest):
             words = vm.arguments()
             self.assertIn('renamed', words)
             self.assertNotIn('-daemonize', words)
-            # Without the program's name, too.
+            # The first word, the program, may be left out.
             vm.assert_updates(command=vm.qemu.command[1:])
             self.assertNotIn('renamed', vm.arguments())
 
     # Names
 
     def test_names(self) -> None:
-        """Sockets and the pid file are at their names, for their users."""
+        """Sockets and the pid file keep their paths, modes and owners."""
         vm = self.updated_vm()
         vm.qemu.drop('-serial')
         serial = vm.qemu.folder / 'serial.sock'
@@ -212,7 +212,7 @@ class LiveUpdate(LiveUpdateTest):
                 client.settimeout(30)
                 client.connect(str(hmp))
                 self.assertIn('QEMU', client.recv(1000).decode())
-        # Any of its monitors will do.
+        # live-update can use any of the monitors.
         vm.qemu.qmp = f'{other}/qmp'
         vm.assert_updates()
         vm.stop_load()
@@ -220,7 +220,7 @@ class LiveUpdate(LiveUpdateTest):
     # Output
 
     def test_dry_run(self) -> None:
-        """It changes nothing, and says what would be done."""
+        """A dry run changes nothing and prints the plan."""
         with self.shared() as vm:
             before = vm.state()
             outcome = vm.run('--dry-run')
@@ -235,7 +235,7 @@ class LiveUpdate(LiveUpdateTest):
                             binary=vm.folder / 'no-such')
 
     def test_text(self) -> None:
-        """A person is told in lines that fit a terminal."""
+        """The text output fits into 80 columns."""
         with self.shared() as vm:
             for option in '--dry-run', '--timeout=60':
                 done = subprocess.run(
@@ -244,7 +244,7 @@ class LiveUpdate(LiveUpdateTest):
                     capture_output=True, text=True, check=False)
                 self.assertEqual((done.returncode, done.stderr), (0, ''))
                 self.assertRegex(done.stdout, r'(?m)^ok +VM: ')
-                # All but the command, which is to be copied, and long names.
+                # Except the command, for copying, and long names.
                 for line in re.sub(r'(?s)\n  \S.*?\n\n', '\n', done.stdout
                                    ).splitlines():
                     self.assertTrue(len(line) <= 80 or ' ' not in line[10:],
@@ -253,7 +253,7 @@ class LiveUpdate(LiveUpdateTest):
             vm.qemu.connect()
 
     def test_wrong_usage(self) -> None:
-        """Wrong usage is refused with one line that says why."""
+        """Wrong usage ends with status 1 and one line with the reason."""
         for words in ('', '--qmp x', '--binary x', '--qmp x --binary x more',
                       '--qmp x --binary x --timeout x'):
             done = subprocess.run(
@@ -263,7 +263,7 @@ class LiveUpdate(LiveUpdateTest):
             self.assertRegex(done.stderr.splitlines()[-1], '^live-update: ')
 
     def test_quick(self) -> None:
-        """An update takes a few seconds, and the guest waits for less."""
+        """An update takes less than 20 s, with a downtime of less than 2 s."""
         with self.shared() as vm:
             begin = time.monotonic()
             outcome = vm.assert_updates()

@@ -45,14 +45,14 @@ class Accidents(LiveUpdateTest):
 
     @staticmethod
     def second(vm: UpdatedVM, command: str, folder: str = '.') -> Any:
-        """Have the second monitor of the old or new QEMU do something."""
+        """Execute a command in the second monitor of the old or new QEMU."""
         path, = vm.qemu.folder.glob(f'{folder}/second.sock')
         with Monitor(str(path)) as monitor:
             return monitor.cmd(command)
 
     @contextlib.contextmanager
     def cut(self, vm: UpdatedVM, name: str, *ends: str) -> Iterator[Tool]:
-        """An update that waits after an event; then a QEMU or it may end."""
+        """An update that stops at an event; then "ends" are killed."""
         old = vm.qemu.pid
         tool = vm.tool(fault=(name, STOP))
         with tool.stopped(name):
@@ -68,7 +68,7 @@ class Accidents(LiveUpdateTest):
 
     def assert_updates_bare(self, vm: UpdatedVM, before: Optional[State] = None
                             ) -> None:
-        """An update succeeds, and changes nothing."""
+        """An update must succeed, and change nothing."""
         before = before or vm.state()
         outcome = vm.run()
         self.assertEqual(outcome.status, 0, outcome)
@@ -81,7 +81,7 @@ class Accidents(LiveUpdateTest):
     # Two VMs
 
     def test_neighbour(self) -> None:
-        """What an update of one VM has left is nothing to another VM."""
+        """Leftovers of the update of one VM do not disturb another VM."""
         vm = self.started()
         other = str(vm.qemu.folder / 'other.sock')
         subprocess.run([re.sub(r'(agent|records|second)\.sock', r'other-\1',
@@ -97,12 +97,12 @@ class Accidents(LiveUpdateTest):
             finally:
                 vm.qemu.qmp = qmp
 
-        # One is under way.
+        # The update of the other VM is in progress.
         slow = tool('start', STOP)
         with slow.stopped('start'):
             self.assertEqual(vm.run().status, 0)
         self.assertEqual(slow.end().status, 0)
-        # One was cut off.
+        # The update of the other VM was killed.
         cut = tool('verify', STOP)
         with cut.stopped('verify'):
             cut.kill()
@@ -119,14 +119,14 @@ class Accidents(LiveUpdateTest):
     # live-update
 
     def test_settings(self) -> None:
-        """What the update has set is not left to the new QEMU."""
+        """The new QEMU does not keep migration settings of the update."""
         vm = self.started(ram=IGNORE_SHARED)
         with vm.qemu.monitor() as monitor:
             monitor.cmd('migrate-set-parameters', max_bandwidth=1 << 20)
             monitor.cmd('migrate-set-capabilities', capabilities=[
                 {'capability': 'events', 'state': True}])
         self.assert_updates_bare(vm)
-        # Nor if the tool was killed, wherever the VM is then.
+        # Nor does it if live-update was killed, before or after the move.
         for name in 'start', 'verify':
             before = vm.state()
             with self.cut(vm, name, 'tool'):
@@ -134,7 +134,7 @@ class Accidents(LiveUpdateTest):
             self.assert_updates_bare(vm, before)
 
     def test_nobody_listens(self) -> None:
-        """Its output cannot be written."""
+        """The output of live-update cannot be written."""
         vm = self.started()
         command = [TOOL, '--qmp', vm.qemu.qmp, '--binary', str(vm.binary)]
         for options in (), ('--json',):
@@ -156,7 +156,7 @@ class Accidents(LiveUpdateTest):
                 self.assertNotEqual(vm.qemu.pid, old)
 
     def test_faults(self) -> None:
-        """It is broken."""
+        """live-update has a bug: an exception at an event."""
         vm = self.started(paused=True)
         fault = 'raise ValueError("broken")'
         for name, status in ('start', 1), ('names', 3), ('end', 3):
@@ -172,7 +172,7 @@ class Accidents(LiveUpdateTest):
                 self.assert_updates_bare(vm, before)
 
     def test_killed_with_child(self) -> None:
-        """It is killed when it has a child that becomes the new QEMU."""
+        """live-update is killed just before its child executes QEMU."""
         vm = self.started()
         before = vm.state()
         tool = vm.tool(fault=(
@@ -188,7 +188,7 @@ class Accidents(LiveUpdateTest):
     # The new QEMU
 
     def test_new_ends(self) -> None:
-        """It ends when it has got the VM, which was paused."""
+        """The new QEMU is killed when it has got a paused VM."""
         vm = self.started(paused=True)
         for name in 'verify', 'names':
             before = vm.state()
@@ -206,7 +206,7 @@ class Accidents(LiveUpdateTest):
             self.assert_updates_bare(vm, before)
 
     def test_new_ends_running(self) -> None:
-        """It ends when it has run the VM: nothing can bring it back."""
+        """The new QEMU is killed when it has run the VM: the VM is lost."""
         for name in 'verify', 'names', 'end':
             vm = self.started()
             with self.cut(vm, name, 'new') as tool:
@@ -215,7 +215,7 @@ class Accidents(LiveUpdateTest):
             vm.close()
 
     def test_new_cannot_start(self) -> None:
-        """It gets the VM, but not the images."""
+        """The new QEMU gets the VM, but cannot lock the image."""
         image = make_disk(self.scope.path('disk'))
         write = 201                     # QEMU's lock: nobody else may write
         vm = self.started('-drive', f'if=virtio,format=raw,file={image}')
@@ -246,7 +246,7 @@ class Accidents(LiveUpdateTest):
         self.assertEqual(vm.status(), 'paused')
 
     def test_stopped_in_stream(self) -> None:
-        """The same, and then the update fails: it stays stopped."""
+        """The VM is stopped by another monitor, then the update fails."""
         vm = self.started()
         tool = vm.tool(fault=('start', 'from qemu.live_update import update'
                               '; update.SENDER["max-bandwidth"] = 4096'))
@@ -262,7 +262,7 @@ class Accidents(LiveUpdateTest):
         self.assert_updates_bare(vm)
 
     def test_busy_monitor(self) -> None:
-        """Nobody has to wait for a monitor longer than he wants to."""
+        """Waiting for a busy monitor ends with the timeout, or Ctrl-C."""
         vm = self.started()
         with vm.qemu.monitor():
             begin = time.monotonic()
@@ -279,7 +279,7 @@ class Accidents(LiveUpdateTest):
     # The file system
 
     def test_other_way(self) -> None:
-        """The monitor is named through another folder."""
+        """The path of the monitor leads through a symbolic link."""
         vm = self.started()
         link = vm.folder / 'link'
         link.symlink_to(vm.qemu.folder)
@@ -294,7 +294,7 @@ class Accidents(LiveUpdateTest):
         self.assertEqual(set(vm.processes()), {vm.qemu.pid})
 
     def test_report(self) -> None:
-        """A report that cannot be written is known before the result."""
+        """A report that cannot be written is mentioned before the result."""
         vm = self.started()
         outcome = vm.run('--dry-run', '--report', str(vm.qemu.folder))
         self.assertEqual(outcome.status, 0)
@@ -302,7 +302,7 @@ class Accidents(LiveUpdateTest):
 
     @unittest.skipUnless(os.geteuid() == 0, 'needs root')
     def test_changes_user(self) -> None:
-        """The old QEMU is another user than the new one begins as."""
+        """The old QEMU has changed its user with -run-with."""
         vm = self.bare('-run-with', 'user=nobody', ram=CPR)
         for path in vm.folder, vm.qemu.folder:
             path.chmod(0o711)

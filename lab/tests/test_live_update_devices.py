@@ -24,7 +24,7 @@ class PluggedDevices(LiveUpdateTest):
     """Devices that a guest uses"""
 
     def test_plugged_disk(self) -> None:
-        """A disk that was plugged, with all that its chardev was told."""
+        """A hot-plugged disk and the options of its chardev are kept."""
         with self.shared() as vm:
             daemon = vm.daemon('plugged')
             self.scope.callback(daemon.kill)
@@ -38,7 +38,7 @@ class PluggedDevices(LiveUpdateTest):
             vm.stop_load()
             reply = vm.guest.wait(load)
             self.assertEqual(reply.status, 0, reply.output)
-            # The new QEMU knows how to reach the back-end.
+            # The new QEMU reconnects to the back-end.
             daemon.kill()
             daemon.start()
             vm.guest.verify('vdb', count=100)
@@ -55,7 +55,7 @@ class PluggedDevices(LiveUpdateTest):
             self.scope.callback(Path(daemon.path).unlink, missing_ok=True)
 
     def test_unplugged_disk(self) -> None:
-        """A disk of the command line that is not there any more."""
+        """A disk of the command line that was unplugged stays away."""
         vm = self.updated_vm('-device', 'pcie-root-port,id=slot1,chassis=1')
         daemon = vm.daemon('unplugged')
         vm.qemu.command += [
@@ -66,7 +66,7 @@ class PluggedDevices(LiveUpdateTest):
             monitor.cmd('device_del', id='one')
             monitor.wait('DEVICE_DELETED')
         self.assertIn("'one'", vm.assert_updates().said('command'))
-        # The back-end is free: nobody holds on to the connection.
+        # The back-end is free, so that the disk can be plugged again.
         with vm.qemu.monitor() as monitor:
             monitor.cmd('chardev-remove', id='c-1')
             Disk(daemon, 'one', ',bus=slot1').plug(monitor)
@@ -76,7 +76,7 @@ class PluggedDevices(LiveUpdateTest):
         vm.stop_load()
 
     def test_plugged_memory(self) -> None:
-        """Memory that was plugged, as a file and as a memfd."""
+        """A DIMM that was hot-plugged, with a file as memory."""
         vm = self.updated_vm('-smp', '1,maxcpus=2')
         at = vm.qemu.command.index('-m')
         vm.qemu.command[at + 1] += ',slots=2,maxmem=1G'
@@ -96,7 +96,7 @@ class PluggedDevices(LiveUpdateTest):
         vm.stop_load()
 
     def test_plugged_cpu(self) -> None:
-        """A processor that was plugged."""
+        """A CPU that was hot-plugged."""
         vm = self.updated_vm('-smp', '1,maxcpus=2').boot()
         with vm.qemu.monitor() as monitor:
             cpus: Any = monitor.cmd('query-hotpluggable-cpus')
@@ -160,7 +160,7 @@ class CarriedDevices(LiveUpdateTest):
         self.assertEqual(words.count('-netdev'), 1)
 
     def test_removed_under_device(self) -> None:
-        """A disk got another image; the first one was removed."""
+        """A disk has another image than before; the old node was removed."""
         null = '{"driver":"null-co","size":65536,"node-name":"%s"}'
         vm = self.bare(
             '-device', 'qemu-xhci', '-blockdev', null % 'first',
@@ -179,7 +179,7 @@ class CarriedDevices(LiveUpdateTest):
     # Plugged
 
     def plug_all(self, vm: UpdatedVM, image: str) -> Dict[str, Any]:
-        """Plug devices with much that can be given; returns what they are."""
+        """Hot-plug devices with many options; returns their description."""
         with vm.qemu.monitor() as monitor:
             monitor.cmd('device_del', id='keyboard')
             monitor.wait('DEVICE_DELETED')
@@ -209,7 +209,7 @@ class CarriedDevices(LiveUpdateTest):
         return self.plugged(vm)
 
     def plugged(self, vm: UpdatedVM) -> Dict[str, Any]:
-        """What the devices are that plug_all has plugged."""
+        """A description of the devices that plug_all has hot-plugged."""
         def known(nodes: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
             names = {node['node-name']: node['file'] for node in nodes}
             return [{
@@ -237,11 +237,11 @@ class CarriedDevices(LiveUpdateTest):
 
     @staticmethod
     def unnamed(name: str) -> str:
-        """The name of a block node, unless QEMU has invented it."""
+        """The name of a block node without a number that QEMU has made up."""
         return re.sub('#.*', '', name)
 
     def test_plugged(self) -> None:
-        """Devices that were plugged are what they were."""
+        """Hot-plugged devices have the same description after an update."""
         vm = self.bare(
             '-device', 'pcie-root-port,id=slot1,chassis=1',
             '-device', 'pcie-root-port,id=slot2,chassis=2',
@@ -265,7 +265,7 @@ class CarriedDevices(LiveUpdateTest):
             self.assertEqual(self.plugged(vm), plugged)
 
     def test_plugged_image(self) -> None:
-        """An image of which QEMU does not tell all is refused."""
+        """An image whose options QEMU does not report is refused."""
         vm = self.bare('-device', 'qemu-xhci')
         image = make_disk(str(vm.folder / 'image'))
         self.start_paused(vm)
@@ -285,7 +285,7 @@ class CarriedDevices(LiveUpdateTest):
         vm.assert_refuses("'stick'", "'disk'", 'copy-on-read')
 
     def test_changed_image(self) -> None:
-        """A node that is not what the command line says is noticed."""
+        """A block node that differs from the command line is noticed."""
         vm = self.bare('-device', 'qemu-xhci')
         image = str(vm.folder / 'image')
         subprocess.run([OBJ / 'qemu-img', 'create', '-q', '-f', 'qcow2',
@@ -306,7 +306,7 @@ class CarriedDevices(LiveUpdateTest):
     # In use
 
     def test_block_work(self) -> None:
-        """Jobs, exports and bitmaps would be lost; limits are."""
+        """Jobs, exports and bitmaps are refused; limits cause a warning."""
         vm = self.bare('-device', 'qemu-xhci')
         image = vm.folder / 'image'
         image.write_bytes(bytes(1 << 20))
@@ -343,13 +343,13 @@ class CarriedDevices(LiveUpdateTest):
         vm.assert_refuses("'changed'", 'block-dirty-bitmap-remove')
 
     def test_networks(self) -> None:
-        """Networks whose device or back-end serves one QEMU."""
+        """Networks that only one QEMU can use are refused."""
         vm = self.bare()
         self.start_paused(vm)
         for words in 'vhost-user,id=n,chardev=c', 'tap,id=n':
             vm.assert_refuses(words, 'unplug', command=[
                 *vm.qemu.command, '-netdev', words])
-        # Another one that has the name of the first.
+        # A netdev was replaced by another one with the same id.
         vm = self.bare('-netdev', 'user,id=net')
         self.start_paused(vm)
         with vm.qemu.monitor() as monitor:

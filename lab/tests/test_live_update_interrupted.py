@@ -21,7 +21,7 @@ class Interrupted(LiveUpdateTest):
     """SIGINT, SIGTERM or SIGKILL for live-update"""
 
     def events(self, vm: UpdatedVM) -> List[str]:
-        """Update once; what events are there, in order?"""
+        """Update once; returns the names of all events."""
         return [event['name'] for event in vm.assert_updates().events
                 if 'name' in event]
 
@@ -41,18 +41,18 @@ class Interrupted(LiveUpdateTest):
         vm.assert_updates()
 
     def test_signals(self) -> None:
-        """Ctrl-C at each step."""
+        """SIGINT or SIGTERM at each event; RAM is a file."""
         with self.shared() as vm:
             self.check_signals(vm)
 
     def test_signals_cpr(self) -> None:
-        """The same where the new QEMU is given the memory."""
+        """SIGINT or SIGTERM at each event, with cpr-transfer."""
         vm = self.updated_vm(ram=CPR).boot()
         self.check_signals(vm)
         vm.stop_load()
 
     def test_random_signals(self) -> None:
-        """Ctrl-C, twice, at random moments."""
+        """SIGINT, twice, at random moments."""
         seed = random.randrange(1 << 32)
         moments = random.Random(seed)
         with self.shared() as vm:
@@ -71,7 +71,7 @@ class Interrupted(LiveUpdateTest):
             vm.assert_updates()
 
     def test_interrupted_early(self) -> None:
-        """Ctrl-C before anything is said."""
+        """SIGINT before the first event."""
         with self.shared() as vm:
             for pause in 0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3:
                 before, old = vm.state(), vm.qemu.pid
@@ -87,7 +87,7 @@ class Interrupted(LiveUpdateTest):
     # SIGKILL
 
     def check_tool_killed(self, vm: UpdatedVM) -> None:
-        """SIGKILL of the tool at each event: the next one completes it."""
+        """SIGKILL at each event; another run completes the update."""
         for name in self.events(vm):
             with self.subTest(name):
                 before = vm.state()
@@ -98,12 +98,12 @@ class Interrupted(LiveUpdateTest):
         vm.assert_updates()
 
     def test_tool_killed(self) -> None:
-        """SIGKILL of the tool at each step."""
+        """SIGKILL at each event; RAM is a file."""
         with self.shared() as vm:
             self.check_tool_killed(vm)
 
     def test_tool_killed_at_random(self) -> None:
-        """SIGKILL of the tool at random moments, with copied memory."""
+        """SIGKILL at random moments; RAM is copied."""
         seed = random.randrange(1 << 32)
         moments = random.Random(seed)
         vm = self.updated_vm(ram=MEMFD).boot()
@@ -121,7 +121,7 @@ class Interrupted(LiveUpdateTest):
             vm.stop_load()
 
     def test_tool_killed_in_stream(self) -> None:
-        """SIGKILL of the tool when the VM is on its way."""
+        """SIGKILL during the migration; RAM is copied."""
         vm = self.updated_vm(ram=MEMFD).boot()
         for _ in range(4):
             before = vm.state()
@@ -133,7 +133,7 @@ class Interrupted(LiveUpdateTest):
     # Several runs
 
     def test_two_at_a_time(self) -> None:
-        """Two updates of a VM at a time: one is refused, or comes later."""
+        """Three runs at a time: each is refused, or updates the VM."""
         with self.shared() as vm:
             before = vm.state()
             tools = [vm.tool() for _ in range(3)]

@@ -21,7 +21,7 @@ class Killed(LiveUpdateTest):
     """Processes other than live-update that fail"""
 
     def test_backend_dies(self) -> None:
-        """Whichever QEMU has the VM then connects to the next back-end."""
+        """A back-end is killed; the QEMU that has the VM reconnects."""
         vm = self.updated_vm(chardev=',reconnect-ms=100').boot()
         vm.stop_load()
         backend = vm.disks[0].backend
@@ -58,7 +58,7 @@ class Killed(LiveUpdateTest):
             vm.assert_updates()
 
     def assert_private(self, vm: UpdatedVM) -> None:
-        """Others cannot get at the sockets that the new QEMU has made."""
+        """Other users must not have access to sockets of the new QEMU."""
         sockets = {}
         for folder in vm.qemu.folder.glob(f'{PREFIX}*'):
             self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
@@ -69,7 +69,7 @@ class Killed(LiveUpdateTest):
         self.assertEqual(set(sockets.values()), {0o600}, sockets)
 
     def test_killed_in_stream(self) -> None:
-        """The new QEMU is killed when it has got a part of the VM."""
+        """The new QEMU is killed or stopped during the migration."""
         vm = self.updated_vm(ram=MEMFD).boot()
         before = vm.state()
         with vm.streaming() as tool:
@@ -80,7 +80,7 @@ class Killed(LiveUpdateTest):
         vm.assert_unchanged(before, outcome, 2,
                             'the VM runs on in the old QEMU')
 
-        # It does not read: the clock ends that, or Ctrl-C.
+        # It is stopped: the timeout, or SIGINT, ends the update.
         for options, number in (('--timeout', '6'), 0), ((), signal.SIGINT):
             before = vm.state()
             with vm.streaming(*options) as tool:
@@ -95,7 +95,7 @@ class Killed(LiveUpdateTest):
         vm.stop_load()
 
     def test_stopped_at_start(self) -> None:
-        """The new QEMU stops to answer when it waits for the VM."""
+        """The new QEMU is stopped while it waits for the VM."""
         for mode in IGNORE_SHARED, CPR:
             vm = self.updated_vm(ram=mode).boot()
             before = vm.state()

@@ -17,7 +17,7 @@ class NewProcess(LiveUpdateTest):
     """Processes of a VM without a guest"""
 
     def test_pty(self) -> None:
-        """A terminal gets another name, but the one that was chosen."""
+        """A pty gets another name, unless its path was given."""
         vm = self.bare()
         name = vm.qemu.folder / 'terminal'
         vm.qemu.command += [
@@ -34,7 +34,7 @@ class NewProcess(LiveUpdateTest):
                              terminal['filename'])
 
     def test_given_relative(self) -> None:
-        """Names after "--" begin where the VM was started; '' is kept."""
+        """Relative paths after "--" refer to the VM's folder; '' is kept."""
         vm = self.bare()
         inner = vm.qemu.folder / 'inner'
         inner.mkdir()
@@ -53,7 +53,7 @@ class NewProcess(LiveUpdateTest):
         vm.assert_runs()
 
     def test_confined(self) -> None:
-        """The new QEMU may do no more than the old one, nor has it more."""
+        """The new QEMU has the rights and the scheduling of the old one."""
         kept = re.compile(r'(?m)^(?:Cap|NoNewPrivs|Seccomp).*')
 
         def confinement() -> Any:
@@ -86,7 +86,7 @@ class NewProcess(LiveUpdateTest):
             self.assertEqual(confinement(), before)
 
     def test_user(self) -> None:
-        """The capabilities of a user; a program that it may not run."""
+        """The new QEMU keeps uid and capabilities of an unprivileged VM."""
         vm = self.bare()
         vm.folder.chmod(0o755)
         os.chown(vm.qemu.folder, NOBODY, NOBODY)
@@ -115,9 +115,9 @@ class NewProcess(LiveUpdateTest):
             self.assertIn('user', outcome.message)
 
     def test_filtered(self) -> None:
-        """System calls that were forbidden from outside would be allowed."""
+        """A seccomp filter that was set from outside would be lost."""
         def forbid() -> None:
-            """A filter, which allows everything."""
+            """Set a seccomp filter that allows all system calls."""
             allow = ctypes.create_string_buffer(
                 struct.pack('HBBI', 6, 0, 0, 0x7fff0000))
             program = ctypes.create_string_buffer(
@@ -130,7 +130,7 @@ class NewProcess(LiveUpdateTest):
         vm.assert_refuses('system calls')
 
     def test_no_room(self) -> None:
-        """A copy of memory needs room, of which the user is told."""
+        """Copying RAM needs free memory: live-update prints how much."""
         vm = self.bare()
         self.start_paused(vm)
         self.assertRegex(vm.run('--dry-run').said('memory'),

@@ -36,7 +36,7 @@ class Refused(LiveUpdateTest):
     """Updates that are refused before anything is changed"""
 
     def assert_bare_refused(self, vm: UpdatedVM, *words: str) -> None:
-        """An update of a VM without a guest is refused."""
+        """An update of a VM without a guest must be refused."""
         before = vm.state()
         for options in ('--dry-run',), ():
             outcome = vm.run(*options)
@@ -56,7 +56,7 @@ class Refused(LiveUpdateTest):
     # The new QEMU
 
     def test_binary(self) -> None:
-        """What is given as the new QEMU is none, or one that will not do."""
+        """The given binary is not a QEMU, or cannot be used."""
         with self.shared() as vm:
             vm.assert_fails(1, 'no-such', binary=vm.folder /
                             'no-such')
@@ -83,7 +83,7 @@ class Refused(LiveUpdateTest):
             vm.assert_updates()
 
     def test_stock_runs(self) -> None:
-        """Nor can a QEMU without it hand the disk over."""
+        """A QEMU without backend-transfer cannot hand the disk over."""
         stock = STOCK_OBJ / 'qemu-system-x86_64'
         if not stock.exists():
             self.skipTest('stock QEMU is not built')
@@ -108,7 +108,7 @@ class Refused(LiveUpdateTest):
             vm.assert_updates()
 
     def test_hangs(self) -> None:
-        """The new QEMU does nothing, at first or in the end."""
+        """The new QEMU hangs in the probe, or instead of waiting for the VM."""
         with self.shared() as vm:
             for script in ('exec sleep 1000', 'waits && exec sleep 1000',
                            'waits && exec sleep 1000 <&-; kill -STOP $$'):
@@ -121,7 +121,7 @@ class Refused(LiveUpdateTest):
     # The command line
 
     def test_other_devices(self) -> None:
-        """What is given after "--" has other devices."""
+        """The command line after "--" has other devices."""
         with self.shared() as vm:
             line = vm.qemu.command
             at = line.index('vhost-user-blk-pci,id=d0,chardev=c-d0')
@@ -137,7 +137,7 @@ class Refused(LiveUpdateTest):
             vm.assert_updates()
 
     def test_other_memory(self) -> None:
-        """What is given after "--" has other memory, or disks."""
+        """The command line after "--" has other memory, or disk options."""
         with self.shared() as vm:
             line = ' '.join(vm.qemu.command)
             disk = 'chardev=c-d0'
@@ -161,7 +161,7 @@ class Refused(LiveUpdateTest):
         return ' '.join(word.replace(' ', '\0') for word in vm.qemu.command)
 
     def test_options(self) -> None:
-        """Options that a second QEMU cannot be given."""
+        """Options that a second QEMU cannot have."""
         config = self.scope.folder / 'config'
         config.touch()
         with socket.socket(socket.AF_UNIX) as listener:
@@ -185,7 +185,7 @@ class Refused(LiveUpdateTest):
                 vm.close()
 
     def test_terminal(self) -> None:
-        """A VM whose terminal is that of its user."""
+        """A VM that uses the terminal in which it was started."""
         vm = self.bare()
         for option in '-daemonize', '-nodefaults', '-serial':
             vm.qemu.drop(option)
@@ -195,7 +195,7 @@ class Refused(LiveUpdateTest):
     # The monitor
 
     def test_monitor(self) -> None:
-        """It is not there, is no monitor, or talks with somebody else."""
+        """The path is not a monitor, or the monitor has another client."""
         with self.shared() as vm:
             qmp = vm.qemu.qmp
             before = vm.state()
@@ -210,7 +210,7 @@ class Refused(LiveUpdateTest):
                 outcome = vm.run()
                 vm.qemu.qmp = qmp
                 vm.assert_unchanged(before, outcome, 1, word)
-            # A socket where nobody speaks, and a monitor that is busy.
+            # A server that does not answer, and a monitor that is busy.
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(other))
                 listener.listen()
@@ -229,7 +229,7 @@ class Refused(LiveUpdateTest):
     # The VM
 
     def test_states(self) -> None:
-        """A VM that does not run, or not yet, or not here."""
+        """A VM that waits for a migration, has not run, or has migrated."""
         vm = self.bare()
         vm.qemu.start('-incoming', 'defer')
         self.assert_bare_refused(vm, 'inmigrate')
@@ -261,7 +261,7 @@ class Refused(LiveUpdateTest):
         self.assert_bare_refused(vm, 'migrat')
 
     def test_other_vhost_user_device(self) -> None:
-        """A vhost-user device that takes no part."""
+        """A vhost-user device without backend-transfer."""
         vm = self.updated_vm()
         daemon = vm.daemon('other')
         vm.qemu.command += [
@@ -272,7 +272,7 @@ class Refused(LiveUpdateTest):
         vm.assert_fails(1, "'other'", 'vhost-user-test-device')
 
     def test_backend_away(self) -> None:
-        """A back-end that is not there cannot be handed over."""
+        """A disk without a connection cannot be handed over."""
         vm = self.updated_vm(chardev=',reconnect-ms=100').boot()
         disk, = vm.disks
         vm.stop_load()
@@ -301,7 +301,7 @@ class Refused(LiveUpdateTest):
     # Images and memory
 
     def test_other_image(self) -> None:
-        """A drive whose image is not that of the command line any more."""
+        """A drive has another image than on the command line."""
         images = [make_disk(self.scope.path(name)) for name in ('disk', 'cd')]
         vm = self.bare(
             '-drive', f'if=none,id=disk,format=raw,file={images[0]}',
@@ -329,7 +329,7 @@ class Refused(LiveUpdateTest):
             for word in vm.qemu.command])
 
     def test_memory_file(self) -> None:
-        """The file that is memory was removed, or replaced, or will be."""
+        """The file with memory was removed or replaced, or is discarded."""
         vm = self.bare(ram=IGNORE_SHARED)
         self.start_paused(vm)
         vm.memory.rename(f'{vm.memory}-moved')
@@ -351,7 +351,7 @@ class Refused(LiveUpdateTest):
     # The file system
 
     def test_long_path(self) -> None:
-        """A socket whose path would become too long."""
+        """A socket whose private path would be too long."""
         vm = self.bare()
         folder = vm.qemu.folder / ('x' * (95 - len(str(vm.qemu.folder))))
         folder.mkdir()
@@ -360,7 +360,7 @@ class Refused(LiveUpdateTest):
         self.assert_bare_refused(vm, 'too long', str(folder))
 
     def test_permissions(self) -> None:
-        """Somebody who may not, and somebody who may not write."""
+        """live-update runs as another user, or may not write the folder."""
         vm = self.updated_vm()
         user = os.getuid()
         as_user: Dict[str, Any] = {}
@@ -373,12 +373,12 @@ class Refused(LiveUpdateTest):
         vm.qemu.connect()
         vm.guest.wait_booted()
         vm.start_load()
-        # The folder cannot be written to.
+        # Nobody may write to the folder.
         vm.qemu.folder.chmod(0o500)
         vm.assert_fails(1, str(vm.qemu.folder), **as_user)
         vm.qemu.folder.chmod(0o700)
         if as_user:
-            # Sockets and their folders may be used by all, the VM not.
+            # All users may use the socket, but not the VM's process.
             for path in vm.folder, vm.qemu.folder, Path(vm.qemu.qmp):
                 path.chmod(0o777)
             vm.assert_fails(1, 'run this as', user=1234, group=1234,
@@ -386,7 +386,7 @@ class Refused(LiveUpdateTest):
             Path(vm.qemu.qmp).chmod(0o700)
             vm.assert_fails(1, 'Permission denied', user=1234,
                             group=1234, extra_groups=[])
-            # By root: for the VM's user.
+            # root starts the new QEMU as the VM's user.
             vm.assert_updates()
             status = os.stat(f'/proc/{vm.qemu.pid}')
             self.assertEqual(status.st_uid, user)

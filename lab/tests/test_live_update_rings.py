@@ -23,25 +23,26 @@ DEPTH = 32
 
 
 def when(event: Any) -> float:
-    """The time of a QMP event, by time.time()."""
+    """The timestamp of a QMP event in seconds."""
     stamp = event['timestamp']
     return float(stamp['seconds'] + stamp['microseconds'] / 1e6)
 
 
 def pid_of(vm: VM) -> int:
-    """The process that a running VM is."""
+    """The process id of a running VM."""
     pid = vm.get_pid()
     assert pid
     return pid
 
 
 class Guests(TestCase):
-    """Watches of guests under load"""
+    """Guests under load"""
 
     def set_up(self, *disks: Disk, mode: str = IGNORE_SHARED,
                args: Tuple[str, ...] = ()) -> VM:
-        """Boot a guest, whose QEMUs have one more monitor."""
-        # A ring that a busy host cannot let go round between two looks
+        """Boot a guest; all its QEMUs have a second monitor at "qmp"."""
+        # So large that it cannot wrap around between two looks of a watch
+        # that gets little CPU time
         disks = tuple(disk.but(',queue-size=1024') for disk in disks)
         self.chain = Chain(self.scope, *disks, mode=mode, args=(
             '-qmp', f'unix:{self.scope.folder}/qmp,server=on,wait=off',
@@ -50,23 +51,23 @@ class Guests(TestCase):
         for letter in 'abc'[:sum('-blk-pci' in arg for arg in vm.args)]:
             sysfs = f'/sys/block/vd{letter}'
             self.chain.guest.wait_until(f'grep -q "^ *0 *0$" {sysfs}/inflight')
-            # Two requests of a program may become one of the disk.
+            # The block layer must not merge requests.
             self.chain.guest.run(f'echo 2 >{sysfs}/queue/nomerges')
         return vm
 
     def ask(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """Call a function that asks the youngest QEMU."""
+        """Call a function with a QMPClient of the newest QEMU."""
         with Monitor(self.scope.path('qmp')) as monitor:
             return monitor.do(lambda qmp: function(qmp, *args))
 
     def find(self) -> List[Ring]:
-        """The rings of the youngest QEMU; none may be left out."""
+        """The rings of the newest QEMU, all of which must be watchable."""
         rings, left_out = self.ask(find_rings)
         self.assertEqual(left_out, {})
         return list(rings)
 
     def check(self, watch: Watch, load: Load) -> None:
-        """End it all; the watch must have seen what blkverify did."""
+        """End all; the watch must have seen all requests of blkverify."""
         done = sum(result.written + result.verified for result in load.stop())
         watch.stop()
         self.assertEqual(watch.missed, 0)
@@ -87,10 +88,10 @@ class Guests(TestCase):
     def pause(self, watch: Watch, source: VM, dest: VM
               ) -> Tuple[float, float, float]:
         """
-        When the guest was paused; it must not have seen anything then.
+        When the guest was paused; the watch must have seen no request then.
 
-        What happened before may have been noted later, if not much.  That is
-        the time in the middle.
+        Returns begin, late and end.  Until "late" the watch may note requests
+        that ended before the pause.
         """
         begin = when(source.event_wait('STOP'))
         end = when(dest.event_wait('RESUME'))
@@ -101,7 +102,7 @@ class Guests(TestCase):
 
     @staticmethod
     def limit_writes(daemon: StorageDaemon, rate: int) -> None:
-        """From now on, let a disk write so many times a second."""
+        """Limit the writes a second of a disk."""
         daemon.cmd('qom-set', path='/objects/group', property='limits',
                    value={'iops-write': rate})
 
@@ -112,23 +113,23 @@ class Guests(TestCase):
         return daemon
 
     def test_out_of_order(self) -> None:
-        """Several queues, whose completions come in another order."""
+        """Several queues with completions that are out of order."""
         vm = self.set_up(Disk(self.slow_writes(options=',num-queues=2'),
                               options=',num-queues=2'), args=('-smp', '2'))
         watch = self.start(vm)
         load = Load(self.chain.guest, depth=DEPTH)
         load.advance(2000)
-        # A guest that gets little time may have none for a moment.
+        # A guest that gets little CPU time may have none in flight.
         wait_for('requests are in flight', lambda: watch.in_flight(
             time.time()) in range(1, DEPTH + 1))
         self.check(watch, load)
-        # The guest may hardly use one of the queues.
+        # One queue may have too few requests to be out of order.
         times = [[request.submitted or 0 for request in watch.requests
                   if request.queue == queue] for queue in range(2)]
         self.assertNotEqual(times, [sorted(each) for each in times])
 
     def check_transfer(self, mode: str) -> None:
-        """The guest takes its memory along; the same watch goes on."""
+        """The watch goes on in the new QEMU, which has the same memory."""
         disk = self.slow_writes()
         source = self.set_up(Disk(disk), mode=mode)
         watch = self.start(source)
@@ -137,7 +138,7 @@ class Guests(TestCase):
         def in_flight() -> int:
             return watch.in_flight(time.time())
 
-        # The pause, too, must not depend on how busy the host is.
+        # No request may complete in the pause, however busy the host is.
         self.limit_writes(disk, 1)
         wait_for('all requests wait', lambda: in_flight() == DEPTH)
         dest = self.chain.send_half(source)
@@ -151,7 +152,7 @@ class Guests(TestCase):
         dest.take_guest()
         load.advance(500)
         self.assertGreater(watch.longest_gap(late, end), end - late)
-        # The disk did not wait for the guest.
+        # The disk has completed requests while the guest was paused.
         self.assertTrue([request for request in watch.requests
                          if request.completed < end < request.ended])
         self.check(watch, load)
@@ -161,11 +162,11 @@ class Guests(TestCase):
         self.check_transfer(IGNORE_SHARED)
 
     def test_transfer_cpr(self) -> None:
-        """The memory is a file without a name."""
+        """The memory is a memfd."""
         self.check_transfer(CPR)
 
     def test_copied_memory(self) -> None:
-        """The guest gets other memory, where the watch goes on."""
+        """The guest gets other memory, to which the watch is moved."""
         source = self.set_up(Disk(self.slow_writes()), mode=COPY)
         watch = self.start(source)
         load = Load(self.chain.guest, depth=DEPTH)
@@ -184,7 +185,7 @@ class Guests(TestCase):
         self.check(watch, load)
 
     def test_pause(self) -> None:
-        """A stop is a gap, as long as it was, and more requests wait."""
+        """While the VM is stopped, there is a gap in the completions."""
         vm = self.set_up(Disk(self.scope.daemon(limit=1000)))
         watch = self.start(vm)
         load = Load(self.chain.guest, depth=DEPTH)
@@ -200,7 +201,7 @@ class Guests(TestCase):
         self.assertLess(gap, max(ends) - min(ends))
 
     def test_plain_disks(self) -> None:
-        """Disks without vhost-user, with rings of all kinds."""
+        """Plain virtio-blk disks with all kinds of rings."""
         args = []
         for name, options in (('plain', ''), ('quiet', ',event_idx=off'),
                               ('packed', ',packed=on')):
@@ -224,7 +225,7 @@ class Guests(TestCase):
                          {('d-plain', False), ('d-quiet', True)})
 
     def test_driver_restarts(self) -> None:
-        """The guest gives its memory to others; it sets up rings elsewhere."""
+        """The driver frees its rings, and sets up others elsewhere."""
         vm = self.set_up(Disk(self.scope.daemon(limit=1000)))
         guest = self.chain.guest
         watch = self.start(vm)
@@ -245,7 +246,7 @@ class Guests(TestCase):
         self.assertGreaterEqual(len(watch.requests), 400)
 
     def test_not_watchable(self) -> None:
-        """Why there is nothing to watch is told."""
+        """An error says why rings cannot be watched."""
         disk = make_disk(self.scope.path('disk'))
         vm = self.set_up(args=(
             '-drive', f'if=none,id=f,file={disk},format=raw',

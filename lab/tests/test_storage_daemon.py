@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-qemu-storage-daemon keeps its promises to a VM that stops while it does I/O
+qemu-storage-daemon completes requests in flight when a VM stops
 
 A slow disk has requests in flight whenever the VM stops or is reset.  Every
-test here fails with a daemon that lets go of a ring before its requests have
+test here fails with a daemon that stops a ring before its requests have
 completed.
 """
 from typing import Any, List
@@ -49,13 +49,13 @@ class StorageDaemonTest(TestCase):
         return vm
 
     def start_writer(self, vm: VM) -> int:
-        """Let the guest write and read until it is told to end."""
+        """Start blkverify in the guest."""
         writer = vm.guest.start(blkverify('vda'))
         vm.guest.wait_records(50)
         return writer
 
     def stop_and_continue(self, vm: VM) -> None:
-        """Stopped, the daemon must have no request that it has taken."""
+        """Stop the VM: then the daemon must have completed its requests."""
         vm.cmd('stop')
         for number in range(QUEUES):
             queue: Any = vm.cmd('x-query-virtio-queue-status',
@@ -65,7 +65,7 @@ class StorageDaemonTest(TestCase):
         vm.cmd('cont')
 
     def test_stop(self) -> None:
-        """A read outlives stop and cont, and others can follow."""
+        """A read that is in flight during stop and cont succeeds."""
         vm = self.boot(SLOW)
         for _ in range(2):
             read = vm.guest.start('dd if=/dev/vda of=/dev/null bs=4k count=1 '
@@ -76,7 +76,7 @@ class StorageDaemonTest(TestCase):
             self.assertEqual(reply.status, 0, reply.output)
 
     def check_stop_under_load(self, options: str) -> None:
-        """A guest that writes notices nothing of stop and cont."""
+        """Stop and cont must not disturb a guest that writes."""
         vm = self.boot(options=options, limit=BUSY)
         writer = self.start_writer(vm)
         for _ in range(5):

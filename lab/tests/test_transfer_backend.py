@@ -23,10 +23,10 @@ from .testcase import TestCase, main
 
 
 class ResizedDisk(TestCase):
-    """A disk that grows when the VM has stopped to be handed over"""
+    """A disk whose size grows while the VM is stopped for a transfer"""
 
     def set_up(self) -> VM:
-        """Grow it; the migration waits, and the source has not seen it."""
+        """Resize the disk while the migration is in pre-switchover."""
         self.backend = self.scope.daemon()
         self.chain = Chain(self.scope, Disk(self.backend))
         self.source = self.chain.boot()
@@ -36,27 +36,27 @@ class ResizedDisk(TestCase):
         return dest
 
     def check(self) -> None:
-        """The guest must see it."""
+        """The guest must see the new size."""
         self.chain.guest.wait_until(
             f'[ $(cat /sys/block/vda/size) = {(32 << 20) // 512} ]', 20)
 
     def test_moves(self) -> None:
-        """The VM goes on at the destination."""
+        """The VM runs in the destination."""
         dest = self.set_up()
         self.source.cmd('migrate-continue', state='pre-switchover')
         self.chain.arrive(self.source, dest)
         self.check()
 
     def test_stays(self) -> None:
-        """The VM goes on at the source."""
+        """The migration is cancelled: the VM runs in the source."""
         self.set_up()
         self.source.cmd('migrate_cancel')
         self.check()
 
 
 class NoLog(Relay):
-    """Stands before a back-end, and hides that it can log"""
-    HIDDEN = {1: 1 << 26, 15: 1 << 1}       # bits of what it can, by request
+    """Relays the messages of a back-end without its features for logging"""
+    HIDDEN = {1: 1 << 26, 15: 1 << 1}       # feature bits, by request
 
     def _run(self) -> None:
         while not select([self._woken], [], [], 0)[0]:
@@ -65,7 +65,7 @@ class NoLog(Relay):
 
     def _pass_on(self, end: socket.socket, source: socket.socket,
                  dest: socket.socket) -> bool:
-        # A message at a time: files go with the header of one
+        # One message at a time, since files come with its header
         header, fds, _, _ = socket.recv_fds(end, 12, 8,
                                             socket.MSG_CMSG_CLOEXEC)
         if not header:
@@ -80,16 +80,16 @@ class NoLog(Relay):
 
 
 class UnloggedBackend(TestCase):
-    """A back-end that cannot say which memory it has written to"""
+    """A back-end without VHOST_F_LOG_ALL and the protocol feature LOG_SHMFD"""
 
     def connect(self) -> NoLog:
-        """Have it listen."""
+        """Start a relay to the back-end."""
         relay = NoLog(self.scope.path('relay'), self.backend.path)
         self.scope.callback(relay.close)
         return relay
 
     def test_comes_while_memory_is_copied(self) -> None:
-        """It may not write to it then."""
+        """A disk whose back-end cannot log must not connect meanwhile."""
         self.backend = self.scope.daemon()
         relay = self.connect()
         chain = Chain(self.scope, mode=COPY, args=(
@@ -101,19 +101,19 @@ class UnloggedBackend(TestCase):
         self.assertIn('LOG', str(source.qmp('migrate', target)))
 
         relay.close()
-        wait_for('it is gone', lambda:
+        wait_for('the connection is lost', lambda:
                  source.chardev('c-d')['state'] != 'connected')
         source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 20})
         source.cmd('migrate', target)
         self.connect()
-        wait_for('it is refused', lambda:
+        wait_for('the connection is refused', lambda:
                  'disallowing migration blocker' in source.output())
         source.cmd('migrate_cancel')
         chain.guest.verify('vda', count=100, seed=2)
 
 
 class RestartedBackend(TestCase):
-    """A back-end with an inflight region that restarts at a bad moment"""
+    """A back-end with an inflight region that restarts during a transfer"""
 
     def set_up(self, mode: str = IGNORE_SHARED, *args: str) -> None:
         """Boot a guest and put load on its disk."""
@@ -124,24 +124,24 @@ class RestartedBackend(TestCase):
         self.load = Load(self.chain.guest, depth=32)
 
     def set_up_switchover(self) -> VM:
-        """Migrate until the VM has stopped and nothing is handed over yet."""
+        """Migrate until the VM is stopped, before anything is handed over."""
         self.set_up()
         return self.chain.send_half(self.source)
 
     def restart(self, vm: VM) -> None:
-        """Restart the back-end; the VM must connect again."""
+        """Restart the back-end; QEMU must reconnect."""
         self.backend.kill()
         self.disk.wait_connected(vm, False)
         self.backend.start()
         self.disk.wait_connected(vm)
 
     def check(self) -> None:
-        """The guest goes on, and no request is lost."""
+        """The load must advance, and no request be lost."""
         self.load.advance(300)
         self.load.stop()
 
     def test_before_transfer(self) -> None:
-        """It has restarted at the source, which then hands it over."""
+        """The back-end restarts in the source, before the transfer."""
         self.set_up()
         self.backend.kill()
         self.backend.start()
@@ -150,7 +150,7 @@ class RestartedBackend(TestCase):
         self.check()
 
     def test_gone_before_switchover(self) -> None:
-        """It is gone when it is to be handed over: the source goes on."""
+        """The back-end is killed before the switchover: the transfer fails."""
         dest = self.set_up_switchover()
         self.backend.kill()
         self.disk.wait_connected(self.source, False)
@@ -162,7 +162,7 @@ class RestartedBackend(TestCase):
         self.check()
 
     def test_before_switchover(self) -> None:
-        """The VM has stopped, its rings have not."""
+        """The back-end restarts before the switchover: the VM is stopped."""
         dest = self.set_up_switchover()
         self.restart(self.source)
         self.source.cmd('migrate-continue', state='pre-switchover')
@@ -170,7 +170,7 @@ class RestartedBackend(TestCase):
         self.check()
 
     def test_while_memory_is_copied(self) -> None:
-        """The next back-end, too, must say which memory it writes to."""
+        """A restarted back-end, too, must log which memory it writes."""
         set_log_base = 'vhost_user_write req:6 '
         self.set_up(COPY, '-trace', 'vhost_user_write')
         self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 20})
@@ -187,7 +187,7 @@ class RestartedBackend(TestCase):
         self.check()
 
     def test_paused(self) -> None:
-        """The VM is paused."""
+        """The back-end restarts while the VM is paused."""
         self.set_up()
         self.source.cmd('stop')
         self.restart(self.source)
@@ -199,7 +199,7 @@ class RestartedBackend(TestCase):
         self.check()
 
     def arrive_stopped(self) -> VM:
-        """The VM has moved and not started; the back-end restarts."""
+        """Migrate to a QEMU with -S, and restart the back-end."""
         self.set_up()
         dest = self.chain.destination('-S')
         self.chain.send(self.source, dest)
@@ -210,21 +210,21 @@ class RestartedBackend(TestCase):
         return dest
 
     def test_arrived(self) -> None:
-        """Nobody owns it; the destination goes on."""
+        """After the restart the destination is continued."""
         dest = self.arrive_stopped()
         dest.take_guest()
         dest.cmd('cont')
         self.check()
 
     def test_arrived_and_taken_back(self) -> None:
-        """Nobody owns it; the source goes on, the destination lets it."""
+        """After the restart the source is continued, and owns the VM."""
         dest = self.arrive_stopped()
         self.source.cmd('cont')
         self.check()
         self.assertIn('error', dest.qmp('cont'))
 
     def test_killed_while_drained(self) -> None:
-        """It dies while its ring is drained: nobody waits for it."""
+        """The back-end is killed while its ring is drained: no timeout."""
         log = self.scope.path('log')
         self.set_up(COPY, '-trace', 'vhost_user_transfer_mode', '-D', log)
         self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1})
@@ -234,8 +234,8 @@ class RestartedBackend(TestCase):
                  lambda: migration_status(self.source) == 'active')
         os.kill(self.backend.pid, signal.SIGSTOP)
         self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1 << 32})
-        # The monitor does not answer meanwhile.
-        wait_for('it drains', lambda:
+        # The monitor does not answer during that: read the log.
+        wait_for('the ring is drained', lambda:
                  'restart' in Path(log).read_text('utf-8'))
         started = time.monotonic()
         self.backend.kill()

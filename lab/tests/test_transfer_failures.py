@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A transfer that does not come to its end leaves the source intact
+The source survives a transfer that fails
 
 The destination is killed, or migration is cancelled, at many moments.
 """
@@ -13,10 +13,10 @@ from .transfer_case import SourceTest
 
 
 class TransferFailures(SourceTest):
-    """One source, and destinations that come to nothing"""
+    """One source, and destinations that fail"""
 
     def held(self, dest: VM, **options: object) -> Relay:
-        """Start a migration and wait until the relay holds its stream."""
+        """Start a migration and wait until the relay stops the stream."""
         relay = self.chain.relay(**options)
         self.chain.send(self.source, dest, path=relay.path)
         if not options.get('mute'):
@@ -24,7 +24,7 @@ class TransferFailures(SourceTest):
         return relay
 
     def measure(self) -> int:
-        """Move the guest once; where in the stream does its state end?"""
+        """Migrate once; returns the byte at which the devices' state ends."""
         relay = self.chain.relay()
         dest = self.chain.destination()
         self.chain.send(self.source, dest, path=relay.path)
@@ -40,22 +40,22 @@ class TransferFailures(SourceTest):
         """
         Wait for the end after migrate_cancel.
 
-        That closes the channel before it notes why; who is fast finds a
-        failure, as on stock.
+        It closes the channel before it sets the status "cancelled": the
+        migration may fail in between, as with stock QEMU.
         """
         wait_end(self.source, 'cancelled', 'failed')
 
     def check_killed(self, mode: str) -> None:
-        """The destination is killed before and while it gets the stream."""
+        """Kill the destination before and during the migration."""
         self.set_up(mode)
         self.chain.destination().kill()
         self.assert_undisturbed()
 
-        # The state of the devices takes some 100,000 bytes.  Two buffers of
-        # sockets are between the place where the source is and the cut.
+        # The state of the devices has some 100,000 bytes.  The source may be
+        # ahead of the cut by two socket buffers.
         end = self.measure()
         cuts = [0, 1, *range(end - 300000, end, 20000), end + 100]
-        if mode == COPY:        # whose length varies
+        if mode == COPY:        # the length of the stream varies
             cuts = [0, 1, end // 4]
         for cut in cuts:
             dest = self.chain.destination()
@@ -71,11 +71,11 @@ class TransferFailures(SourceTest):
         self.check_killed(IGNORE_SHARED)
 
     def test_killed_copied_memory(self) -> None:
-        """The same where RAM is copied."""
+        """SIGKILL of the destination; RAM is copied."""
         self.check_killed(COPY)
 
     def test_killed_cpr(self) -> None:
-        """The same where the destination was given RAM, too."""
+        """SIGKILL of the destination; it has the file descriptor of RAM."""
         self.set_up(CPR)
         for limit in 0, 1, 100000:
             dest = self.chain.destination()
@@ -100,7 +100,7 @@ class TransferFailures(SourceTest):
         self.assert_transfers()
 
     def test_killed_after_it_ran(self) -> None:
-        """A guest that has run elsewhere does not go on with old state."""
+        """The source refuses to run a guest that has run elsewhere."""
         self.set_up()
         dest = self.chain.destination()
         relay = self.held(dest, mute=True)
@@ -114,7 +114,7 @@ class TransferFailures(SourceTest):
         self.assertNotEqual(status(self.source), 'running')
 
     def test_source_after_handover(self) -> None:
-        """What the source is told does not disturb the destination."""
+        """Commands in the source do not disturb the destination."""
         self.set_up()
         dest = self.chain.transfer(self.source)
         self.assertIn('error', self.source.qmp('cont'))
@@ -133,7 +133,8 @@ class TransferFailures(SourceTest):
         end = self.measure()
         for limit in 0, end // 2, end - 100:
             dest = self.chain.destination()
-            # One that blocks in writing does not obey, as on stock.
+            # The source must not block in a write: it could not be
+            # cancelled then, as with stock QEMU.
             relay = self.held(dest, limit=limit, swallow=True)
             self.source.cmd('migrate_cancel')
             relay.close()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-After a transfer the disk lives on as if its QEMU had been started with it
+After a transfer a disk can do all that a disk can do without one
 """
 from lab.machines.agent import Summary, blkverify
 from lab.machines.backend import MEGABYTE
@@ -17,7 +17,7 @@ ADD_MEM_REG = 37
 
 
 class LaterLife(TestCase):
-    """What happens to a disk that has been transferred"""
+    """A disk that has been transferred"""
 
     def check_disk(self, vm: VM) -> None:
         """The disk must work, and another transfer, too."""
@@ -40,7 +40,7 @@ class LaterLife(TestCase):
         return dest
 
     def check_reboot(self, mode: str) -> None:
-        """The guest boots again, by its own will and by the host's."""
+        """The guest reboots, and the host resets it."""
         backend = self.scope.daemon()
         vm = self.set_up(Disk(backend), mode)
         before = connections(backend.pid, backend.path)
@@ -66,7 +66,7 @@ class LaterLife(TestCase):
         self.check_reboot(CPR)
 
     def test_driver(self) -> None:
-        """The driver lets go of the disk and takes it again."""
+        """The driver is unbound from the disk, and bound again."""
         vm = self.set_up(Disk(self.scope.daemon()))
         for _ in range(2):
             self.chain.guest.run(
@@ -88,7 +88,7 @@ class LaterLife(TestCase):
         self.check_disk(vm)
 
     def test_resize(self) -> None:
-        """The guest is told of a new size, before and after a transfer."""
+        """The guest sees a new size, before and after a transfer."""
         backend = self.scope.daemon()
         vm = self.set_up(Disk(backend))
         for size in 24, 32:
@@ -101,7 +101,7 @@ class LaterLife(TestCase):
         self.check_disk(vm)
 
     def test_unplug_beside_source(self) -> None:
-        """The back-end is free at once, though the old QEMU still lives."""
+        """After unplugging the back-end is free; the old QEMU still runs."""
         backend = self.scope.daemon()
         disk = Disk(backend, options=f',bus={HOTPLUG_BUSES[0]}')
         chain = Chain(self.scope, disk)
@@ -144,7 +144,7 @@ class LaterLife(TestCase):
                 'grep -q offline $m && echo online >$m; done; '
                 '[ $(grep MemTotal /proc/meminfo | tr -dc 0-9) -gt 250000 ]')
             load.advance(300)
-            # The old memory is filled, so that buffers are in the new.
+            # The old memory is full, so that buffers are in the new one.
             self.chain.guest.run(
                 'mount -t tmpfs -o size=90% none /tmp && '
                 'for n in 1 2 3 4 5 6 7; do cp /dev/vda /tmp/$n; done')
@@ -162,7 +162,7 @@ class LaterLife(TestCase):
         self.check_memory_hotplug(COPY)
 
     def check_backend_restart(self, mode: str) -> None:
-        """The new QEMU reconnects, the old one does not; nothing is lost."""
+        """The back-end restarts: only the new QEMU may reconnect."""
         backend = self.scope.sample_backend()
         disk = Disk(backend, chardev=',reconnect-ms=100')
         self.chain = Chain(self.scope, disk, mode=mode)
@@ -192,7 +192,7 @@ class LaterLife(TestCase):
         self.check_backend_restart(COPY)
 
     def test_backend_gone(self) -> None:
-        """While the back-end is away, the next transfer is refused."""
+        """While the back-end does not run, a transfer is refused."""
         backend = self.scope.sample_backend()
         disk = Disk(backend, chardev=',reconnect-ms=100')
         vm = self.set_up(disk)

@@ -21,9 +21,9 @@ DRIVER = '/sys/bus/virtio/drivers/virtio_blk'
 
 class SlowPort(TestCase):
     """
-    A virtio-serial port, whose host end does not read, moves in its memory
+    A virtio-serial port whose host end does not read
 
-    The old QEMU must not go on with a ring that the new one works on.
+    After a transfer the old QEMU must not touch the ring of the port.
     """
     @staticmethod
     def is_throttled(vm: VM) -> bool:
@@ -32,7 +32,7 @@ class SlowPort(TestCase):
         return 'throttle on' in str(tree)
 
     def connect(self, number: int) -> socket.socket:
-        """Become the host end of the port in one of the QEMUs."""
+        """Connect to the host end of the port in a QEMU, by number."""
         sock = socket.socket(socket.AF_UNIX)
         self.scope.callback(sock.close)
         sock.settimeout(30)
@@ -40,14 +40,14 @@ class SlowPort(TestCase):
         return sock
 
     def args(self, number: int) -> Tuple[str, ...]:
-        """The port, for one of the QEMUs."""
+        """Arguments for the port of a QEMU, by number."""
         path = self.scope.path(f'port{number}')
         return ('-chardev', f'socket,id=slow,path={path},server=on,wait=off',
                 '-device', 'virtserialport,chardev=slow,name=slow')
 
     @staticmethod
     def write(chain: Chain, numbers: str) -> int:
-        """Have the guest write lines to the port, each by itself."""
+        """Have the guest write a line with each number to the port."""
         return chain.guest.start(
             'for port in /sys/class/virtio-ports/*; do '
             'if [ "$(cat $port/name)" = slow ]; then '
@@ -56,14 +56,14 @@ class SlowPort(TestCase):
 
     @staticmethod
     def read_to(sock: socket.socket, number: int) -> bytes:
-        """Read to the end of a chain."""
+        """Read until the line with a number has come."""
         text = b''
         while not text.endswith(f'\n{number}\n'.encode()):
             text += sock.recv(65536)
         return text
 
     def check_port(self, mode: str) -> None:
-        """Each line arrives once, and the port goes on to work."""
+        """Each line must arrive once, and the port still work."""
         chain = Chain(self.scope, mode=mode)
         source = chain.boot(*self.args(0))
         old = self.connect(0)
@@ -91,7 +91,7 @@ class SlowPort(TestCase):
                         f'after the transfer, {len(wanted)} in all were sent')
 
     def test_port_without_host(self) -> None:
-        """Its host end comes when the VM runs already: the port works."""
+        """The host end connects after the transfer: the port works."""
         chain = Chain(self.scope)
         source = chain.boot(*self.args(0))
         self.connect(0)
@@ -102,19 +102,19 @@ class SlowPort(TestCase):
         self.assertEqual(chain.guest.wait(written).status, 0)
 
     def test_slow_port(self) -> None:
-        """RAM is a file that both QEMUs have."""
+        """RAM is a file that both QEMUs open."""
         self.check_port(IGNORE_SHARED)
 
     def test_slow_port_copied_memory(self) -> None:
-        """Each QEMU has RAM of its own."""
+        """RAM is copied."""
         self.check_port(COPY)
 
 
 class Moments(TestCase):
-    """Snapshots, idle disks, settings that change"""
+    """Idle disks, snapshots, changed parameters"""
 
     def check_idle(self, mode: str) -> None:
-        """Nobody uses the disk while the guest moves."""
+        """The driver is unbound from the disk during the transfer."""
         chain = Chain(self.scope, Disk(self.scope.daemon()), mode=mode)
         source = chain.boot()
         chain.guest.wait_until('[ -b /dev/vda ]')
@@ -132,15 +132,15 @@ class Moments(TestCase):
         load.stop()
 
     def test_idle(self) -> None:
-        """The guest's driver takes the disk after a live transfer."""
+        """The driver is bound after a transfer; RAM is a file."""
         self.check_idle(IGNORE_SHARED)
 
     def test_idle_copied_memory(self) -> None:
-        """The guest's driver takes the disk after its memory was copied."""
+        """The driver is bound after a transfer; RAM is copied."""
         self.check_idle(COPY)
 
     def test_snapshot(self) -> None:
-        """With the parameter on, savevm is still only a snapshot."""
+        """With backend-transfer on, savevm still works."""
         image = self.scope.path('snapshot.qcow2')
         subprocess.run([OBJ / 'qemu-img', 'create', '-q', '-f', 'qcow2',
                         image, '1G'], check=True)
@@ -156,7 +156,7 @@ class Moments(TestCase):
         load.stop()
 
     def test_source_opts_out(self) -> None:
-        """A disk that only the destination expects does not run without."""
+        """backend-transfer=off in the source only: the transfer fails."""
         disk = Disk(self.scope.daemon())
         chain = Chain(self.scope, disk, mode=COPY)
         source = chain.boot(disks=[disk.but(',backend-transfer=off')])
@@ -171,7 +171,7 @@ class Moments(TestCase):
         load.stop()
 
     def test_parameter_changed(self) -> None:
-        """The parameter is turned off while the guest moves: too late."""
+        """backend-transfer is turned off during a transfer: no effect."""
         chain = Chain(self.scope, Disk(self.scope.daemon()))
         source = chain.boot()
         load = Load(chain.guest)
@@ -183,7 +183,7 @@ class Moments(TestCase):
         load.stop()
 
     def test_other_device_on_busy_backend(self) -> None:
-        """Not only a disk can be plugged in when the back-end is free."""
+        """A device other than a disk cannot be plugged to a busy back-end."""
         backend = self.scope.daemon()
         source = Chain(self.scope, Disk(backend)).boot()
         other = Chain(self.scope, mode=COPY).vm('-S')

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A transfer that cannot be is refused, and the source runs on
+A transfer that cannot succeed is refused, and the source runs on
 
-An error names the cause, and no monitor stops answering.
+An error names the cause, and the monitors answer.
 """
 import time
 from typing import Dict, List
@@ -20,7 +20,7 @@ class TransferRefused(SourceTest):
 
     def assert_refused(self, dest: VM, *words: str,
                        on: 'tuple[bool, bool]' = (True, True)) -> None:
-        """A migration must fail for a reason, told by the destination."""
+        """A migration must fail; the destination must give the reason."""
         self.chain.send(self.source, dest, transfer=on)
         self.wait_failed()
         wait_end(dest, 'failed')
@@ -45,7 +45,7 @@ class TransferRefused(SourceTest):
         self.assert_transfers()
 
     def test_other_device(self) -> None:
-        """A destination with another disk, or none, fails."""
+        """A destination with another kind of disk, or without one."""
         self.set_up()
         for args in ((), ('-blockdev', 'driver=null-co,node-name=n',
                           '-device', 'virtio-blk-pci,id=d,drive=n')):
@@ -62,7 +62,7 @@ class TransferRefused(SourceTest):
         self.assert_transfers()
 
     def test_source_only(self) -> None:
-        """The parameter is off at the destination: it cannot connect."""
+        """backend-transfer is off in the destination: it cannot connect."""
         self.set_up()
         dest = self.chain.destination()
         self.chain.prepare(dest, transfer=False)
@@ -74,13 +74,13 @@ class TransferRefused(SourceTest):
         self.assertEqual(status(dest), 'inmigrate')
         self.assert_undisturbed()
 
-        # It may be told to wait for the disk after all.
+        # The same QEMU can be used if the parameter is turned on.
         self.chain.transfer(self.source, dest)
         self.load.advance(300)
         self.load.stop()
 
     def test_destination_only(self) -> None:
-        """The parameter is off at the source: the disk does not come."""
+        """backend-transfer is off in the source: no disk is handed over."""
         self.set_up()
         self.assert_refused(self.chain.destination(), 'backend-transfer',
                             on=(False, True))
@@ -102,7 +102,7 @@ class TransferRefused(SourceTest):
         load.stop()
 
     def test_hotplug_on_busy_backend(self) -> None:
-        """device_add ends with an error, and the monitor lives."""
+        """device_add on a busy back-end fails, and the monitor answers."""
         self.set_up()
         bus = HOTPLUG_BUSES[0]
         other = Chain(self.scope, mode=COPY).vm('-S')
@@ -117,13 +117,13 @@ class TransferRefused(SourceTest):
             self.assertIn("'c'", error)
             other.cmd('chardev-remove', id='c')
         self.assert_undisturbed()
-        # Once the back-end is free, so is the way.
+        # It succeeds when the back-end is free.
         self.load.stop()
         self.source.shutdown()
         self.disk.but(f',bus={bus}').plug(other)
 
     def test_channels(self) -> None:
-        """Channels that pass no file descriptors are refused at once."""
+        """Channels that cannot pass file descriptors are refused at once."""
         self.set_up()
         self.chain.prepare(self.source, source=True)
         for uri in ('tcp:127.0.0.1:1', 'exec:cat >/dev/null',

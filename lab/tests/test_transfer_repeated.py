@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Many transfers in a row, many disks, and QEMUs that know nothing of it
+Many transfers, many disks, and migration from and to stock QEMU
 
-TRANSFERS says how often the guest moves; 10 by default.
+The environment variable TRANSFERS is the number of transfers (default: 10).
 """
 import os
 import unittest
@@ -20,11 +20,11 @@ STOCK = STOCK_OBJ / 'qemu-system-x86_64'
 
 
 class Repeated(TestCase):
-    """Nothing may pile up"""
+    """Memory and files must not grow from transfer to transfer"""
 
     def check_repeated(self, disks: int, queues: int, mode: str,
                        transfers: int) -> None:
-        """Move a guest again and again under load."""
+        """Migrate a guest several times under load."""
         options = f',num-queues={queues}'
         moved = [Disk(self.scope.daemon(f'disk{n}', options=options), f'd{n}',
                       options) for n in range(disks)]
@@ -100,10 +100,10 @@ class Repeated(TestCase):
 
 @unittest.skipUnless(STOCK.exists(), 'type "./run stock" first')
 class Compatibility(TestCase):
-    """With the parameter off, stock QEMU understands us and we it"""
+    """Without backend-transfer, migration from and to stock QEMU"""
 
     def check_migration(self, source_obj: object, dest_obj: object) -> None:
-        """Migrate between two back-ends with the same file."""
+        """Migrate between QEMUs with a back-end each, of the same file."""
         disks = [Disk(self.scope.daemon('disk', share=True))]
         other = self.scope.daemon('other', share=True, disk='disk')
         chain = Chain(self.scope, *disks, mode=COPY)
@@ -124,7 +124,7 @@ class Compatibility(TestCase):
         self.check_migration(OBJ, STOCK_OBJ)
 
     def test_without_the_parameter(self) -> None:
-        """From ours to ours, each with a back-end."""
+        """From our QEMU to our QEMU."""
         self.check_migration(OBJ, OBJ)
 
 
