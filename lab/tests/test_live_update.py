@@ -59,7 +59,7 @@ class LiveUpdate(LiveUpdateTest):
         self.check_mode(self.updated_vm(ram=CPR), CPR, 'file descriptors')
 
     def test_copy(self) -> None:
-        """Memory is a memfd, but aux-ram-share=on is missing: RAM is copied."""
+        """Memory is a memfd, but aux-ram-share=on is missing: it is copied."""
         self.check_mode(self.updated_vm(ram=MEMFD), COPY, 'aux-ram-share=on')
 
     def test_memory_of_its_own(self) -> None:

@@ -108,7 +108,7 @@ class Refused(LiveUpdateTest):
             vm.assert_updates()
 
     def test_hangs(self) -> None:
-        """The new QEMU hangs in the probe, or instead of waiting for the VM."""
+        """The new QEMU hangs in the probe, or when it should wait for a VM."""
         with self.shared() as vm:
             for script in ('exec sleep 1000', 'waits && exec sleep 1000',
                            'waits && exec sleep 1000 <&-; kill -STOP $$'):
