@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """List those of QEMU's tests that ./run check runs.
 
-usage: qemu-tests.py OBJ
+usage: python3 -m tooling.qemu_tests OBJ
 
 Prints NAME|SUITE|PROTOCOL|TIMEOUT|PARALLEL of each, from what Meson wrote into
 QEMU's build folder OBJ.  Left out are what QEMU's "make check" leaves out

@@ -3,7 +3,7 @@
 #
 # usage: packages.sh [LIST]
 #
-# Installs the packages of LIST (default: scripts/packages.txt) that are missing
+# Installs the packages of LIST (default: tooling/packages.txt) that are missing
 #
 # Without root it prints the one command that does.  With nothing missing it
 # does nothing, and needs no network.
@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . /etc/os-release
 apt=$PWD/build/apt/apt.conf
-list=${1:-scripts/packages.txt}
+list=${1:-tooling/packages.txt}
 log=build/packages.log
 
 # new_enough VERSION MINIMUM
@@ -44,7 +44,7 @@ if [ ${#missing[@]} = 0 ]; then
     exit 0
 fi
 
-scripts/apt.sh
+tooling/apt.sh
 wanted=()
 for name in "${missing[@]}"; do
     package=${name%>=*}
@@ -61,5 +61,5 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-scripts/step.sh 'installing packages' "$log" \
+tooling/step.sh 'installing packages' "$log" \
     "${install[@]}" -o DPkg::Lock::Timeout=300

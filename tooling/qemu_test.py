@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run one of QEMU's own tests as QEMU's build would on a machine without KVM.
 
-usage: qemu-test.py OBJ NAME
+usage: python3 -m tooling.qemu_test OBJ NAME
 
 Tests take KVM where there is one.  Results must not depend on that, and a
 /dev/kvm that does not work makes some tests wait for ever: so when root runs

@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Count the results in Meson's testlog.json.
 
-usage: count-results.py TESTLOG
+usage: python3 -m tooling.count_results TESTLOG
 
 A program with many cases counts once, since one that crashes or hangs has no
 cases to count.  What failed in it, and with which exceptions, is said first:

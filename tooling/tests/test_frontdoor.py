@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """./run and its helpers: what they say to a user, and when they refuse."""
 import json
@@ -53,7 +52,7 @@ class FrontDoorTest(unittest.TestCase):
         self.assertIn('no verb "biuld"', r.stderr)
 
     def source(self, path: Path) -> 'subprocess.CompletedProcess[str]':
-        return self.call(self.repository() / 'scripts/source.sh',
+        return self.call(self.repository() / 'tooling/source.sh',
                          QEMU_SRC=str(path))
 
     def qemu(self, version: str) -> Path:
@@ -114,13 +113,13 @@ class FrontDoorTest(unittest.TestCase):
 
     def test_other_source_than_before(self) -> None:
         self.assert_source(self.qemu('10.2.0'))
-        r = self.call(self.tmp / 'repository/scripts/source.sh',
+        r = self.call(self.tmp / 'repository/tooling/source.sh',
                       QEMU_SRC='/elsewhere')
         self.assertEqual(r.returncode, 1)
         self.assertIn('was not made from QEMU_SRC=/elsewhere', r.stderr)
 
     def test_step_shows_the_end_of_the_log(self) -> None:
-        step = ROOT / 'scripts/step.sh'
+        step = ROOT / 'tooling/step.sh'
         r = self.call(step, 'working', 'logs/w.log', 'sh', '-c',
                       'seq 100; exit 3')
         self.assertEqual(r.returncode, 3)

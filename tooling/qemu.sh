@@ -43,9 +43,9 @@ if [ ! -e "$obj/build.ninja" ] ||
    [ "${flags[*]}" != "$(cat "$obj/flags" 2>/dev/null)" ]; then
     mkdir -p "$obj"
     rm -f "$obj/flags"
-    scripts/step.sh "configuring $what" "$dir/configure.log" \
+    tooling/step.sh "configuring $what" "$dir/configure.log" \
         env -C "$obj" ../src/configure "${flags[@]}"
     echo "${flags[*]}" >"$obj/flags"
 fi
-scripts/step.sh "building $what" "$dir/build.log" ninja -C "$obj" "$@"
+tooling/step.sh "building $what" "$dir/build.log" ninja -C "$obj" "$@"
 link_firmware

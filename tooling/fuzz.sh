@@ -10,7 +10,7 @@
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
-programs=build/10.2-asan/obj/tests/unit
+programs=build/$(<patches/base)-asan/obj/tests/unit
 corpus=build/fuzz/corpus
 targets=(char-transfer vhost-user-messages vhost-user-session)
 

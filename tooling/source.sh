@@ -1,19 +1,19 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Makes build/10.2/src: a git tree of QEMU as released, with the tag "base"
+# Makes build/BASE/src: a git tree of QEMU as released, with the tag "base"
 #
 # QEMU_SRC names a git tree, an unpacked tree or a tarball.  Without it,
 # Debian's source package is downloaded.  A tree that is there is kept.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
-release=10.2
+release=$(<patches/base)
 src=build/$release/src
 origin=build/$release/origin
 work=build/$release/unpack
 dl=build/dl
-give='give a QEMU 10.2 git tree, unpacked tree or tarball: QEMU_SRC=PATH ./run build'
+give="give a QEMU $release git tree, unpacked tree or tarball: QEMU_SRC=PATH ./run build"
 
 die() {
     echo "error: $*" >&2
@@ -29,13 +29,13 @@ download() {
     if [ "$dsc" ]; then
         return
     fi
-    scripts/apt.sh || die "Debian's package lists could not be had; $give"
+    tooling/apt.sh || die "Debian's package lists could not be had; $give"
     version=$({ apt-cache -c build/apt/apt.conf showsrc --only-source qemu || true; } |
               sed -n "s/^Version: \(1:$release\..*\)/\1/p" | sort -V | tail -n 1)
     if [ -z "$version" ]; then
         die "the source packages in build/apt/sources.list have no QEMU $release; $give"
     fi
-    scripts/step.sh "downloading QEMU $version" build/download.log \
+    tooling/step.sh "downloading QEMU $version" build/download.log \
         env -C $dl/partial apt-get -c "$PWD/build/apt/apt.conf" \
         source --download-only --only-source "qemu=$version" ||
         die "Debian's source package qemu $version could not be downloaded; $give"
@@ -57,7 +57,7 @@ unpack() {
     if [ -z "${QEMU_SRC:-}" ]; then
         download
         rmdir $work
-        scripts/step.sh "unpacking $(basename "$dsc")" build/unpack.log \
+        tooling/step.sh "unpacking $(basename "$dsc")" build/unpack.log \
             dpkg-source --no-check --no-copy -x "$dsc" $work
     elif [ -e "$QEMU_SRC/.git" ]; then
         copy_git_tree "$QEMU_SRC"
