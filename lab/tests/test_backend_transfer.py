@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A running guest moves to a new QEMU, and its disk's back-end notices nothing
+
+Every test here fails on a QEMU without backend-transfer, which hangs when it
+connects to a back-end that is busy with another.
+"""
+import time
+
+from lab.machines.backend import Backend
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line, plug, status
+from lab.machines.disks import Disk, Load
+from lab.machines.vm import HOTPLUG_BUSES, VM
+from lab.machines.watch import Messages, connections, wait_for
+
+from .testcase import main
+from .transfer_case import TransferTest
+
+GET_VRING_BASE = 11
+SLOW = 'driver=null-co,node-name=disk,size=16777216,latency-ns=3000000000'
+# Says "B" on the serial port, then reads the second sector for ever and says
+# its first byte, or "E" for an error.
+BOOT_SECTOR = bytes.fromhex(
+    '31c0 8ed8 8ec0 8ed0 bc007c'    # ds = es = ss = 0, sp = 0x7c00
+    'b042 e81b00'                   # al = 'B', call say
+    # read:
+    'b80102 b90200 b600 bb007e'     # one sector, the second, to bx = 0x7e00
+    'c60700 cd13 8a07'              # [bx] = 0, int 0x13, al = [bx]
+    '7302 b045'                     # if carry: al = 'E'
+    'e80200 ebe5'                   # call say, jump read
+    # say:
+    '52 50 bafd03 ec a820 74fb'     # wait until the serial port is ready
+    'baf803 58 ee 5a c3')           # send al, return
+
+
+class BackendTransfer(TransferTest):
+    """Transfers that succeed"""
+
+    def check_transfer(self, backend: Backend, mode: str) -> None:
+        """The guest must move under load, and the connection with it."""
+        line = Line(self, Disk(backend), mode=mode)
+        source = line.boot()
+        load = Load(line.guest)
+        before = connections(backend.pid, backend.path)
+        with Messages(backend.pid, self.path('')) as messages:
+            dest = line.destination()
+            load.advance()      # the waiting QEMU disturbs nobody
+            line.transfer(source, dest)
+            load.advance(500)
+        if mode == COPY:
+            self.assertIn(GET_VRING_BASE, messages.requests)
+        else:
+            self.assertEqual(messages.requests, [])
+        self.assertEqual(len(before), 1)
+        self.assertEqual(connections(backend.pid, backend.path), before)
+
+        source.shutdown()
+        load.advance()
+        load.stop()
+        line.guest.verify('vda', count=1000, seed=2)
+        self.assertEqual(connections(backend.pid, backend.path), before)
+
+    def test_shared_memory_file(self) -> None:
+        """RAM is a file that both QEMUs open."""
+        self.check_transfer(self.daemon(), IGNORE_SHARED)
+
+    def test_cpr(self) -> None:
+        """RAM is a memfd that the new QEMU is given."""
+        self.check_transfer(self.daemon(), CPR)
+
+    def test_copied_memory(self) -> None:
+        """RAM is copied, so that the rings have to be stopped."""
+        self.check_transfer(self.daemon(), COPY)
+
+    def test_sample_backend(self) -> None:
+        """A back-end with an inflight region, which ends with its client."""
+        for number, mode in enumerate((IGNORE_SHARED, COPY)):
+            backend = self.sample_backend(f'disk{number}')
+            backend.start()
+            self.check_transfer(backend, mode)
+
+    def check_slow_read(self, mode: str) -> None:
+        """A read of 3 s must be answered once, by the new QEMU."""
+        backend = self.daemon('disk', SLOW)
+        line = Line(self, Disk(backend), mode=mode)
+        source = line.boot()
+        inflight = 'grep -q "^ *%d *0$" /sys/block/vda/inflight'
+        line.guest.wait_until(f'[ -b /dev/vda ] && {inflight % 0}')
+        dest = line.destination()
+
+        started = time.monotonic()
+        read = line.guest.start(
+            'dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=99')
+        line.guest.wait_until(inflight % 1)
+        line.transfer(source, dest)
+        moved = time.monotonic() - started
+        reply = line.guest.wait(read)
+        done = time.monotonic() - started
+        self.assertEqual(reply.status, 0, reply.output)
+        self.assertLess(moved, 2.5)
+        self.assertGreater(done, 2.9)
+        self.assertLess(done, 5.5)      # not sent again
+
+        # A request that was done twice breaks the queue.
+        line.guest.run('dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=98')
+        self.assertNotIn('is not a head', dest.console.read_text('utf-8'))
+
+    def test_slow_read_shared_memory_file(self) -> None:
+        """Moving does not wait for a read: RAM is a file."""
+        self.check_slow_read(IGNORE_SHARED)
+
+    def test_slow_read_cpr(self) -> None:
+        """Moving does not wait for a read: RAM is a memfd."""
+        self.check_slow_read(CPR)
+
+    def check_slow_load(self, mode: str) -> None:
+        """Slow requests must all be right, and none be lost."""
+        backend = self.daemon(limit=16)
+        line = Line(self, Disk(backend), mode=mode)
+        source = line.boot()
+        load = Load(line.guest, first=16)
+        dest = line.transfer(source)
+        load.advance(32)
+        line.transfer(dest)
+        load.advance(32)
+        load.stop()
+
+    def test_slow_load(self) -> None:
+        """A queue full of requests of half a second moves."""
+        self.check_slow_load(IGNORE_SHARED)
+
+    def test_slow_load_copied_memory(self) -> None:
+        """The same where the rings have to be stopped."""
+        self.check_slow_load(COPY)
+
+    def test_paused(self) -> None:
+        """A paused guest stays paused, and runs on where it is told to."""
+        line = Line(self, Disk(self.daemon()))
+        source = line.boot()
+        load = Load(line.guest)
+        source.cmd('stop')
+        dest = line.destination()
+        line.send(source, dest)
+        line.settle(source, dest)
+        self.assertEqual(status(dest), 'paused')
+        dest.take_guest()
+        dest.cmd('cont')
+        load.advance()
+        load.stop()
+
+    def test_start_paused(self) -> None:
+        """A destination with -S takes the disk, and runs when told to."""
+        line = Line(self, Disk(self.daemon()))
+        source = line.boot()
+        load = Load(line.guest)
+        dest = line.destination('-S')
+        line.send(source, dest)
+        line.settle(source, dest)
+        self.assertEqual(status(dest), 'paused')
+        dest.take_guest()
+        dest.cmd('cont')
+        load.advance()
+        load.stop()
+        source.shutdown()
+        line.guest.verify('vda', count=1000, seed=2)
+
+    def test_shapes(self) -> None:
+        """Disks of several kinds move together."""
+        shapes = {
+            'plain': '', 'queues': ',num-queues=2,queue-size=64',
+            # The daemon has no packed rings: asked for, not agreed on.
+            'packed': ',packed=on', 'simple': ',indirect_desc=off,'
+                                              'event_idx=off'}
+        disks = [Disk(self.daemon(name, options=',num-queues=2'), name, shape)
+                 for name, shape in shapes.items()]
+        line = Line(self, *disks, args=('-smp', '2'))
+        source = line.boot()
+        load = Load(line.guest, *(f'vd{letter}' for letter in 'abcd'))
+        before = [connections(disk.backend.pid, disk.backend.path)
+                  for disk in disks]
+        dest = line.transfer(source)
+        load.advance(1000)
+        line.transfer(dest)
+        load.advance(1000)
+        load.stop()
+        self.assertEqual([connections(disk.backend.pid, disk.backend.path)
+                          for disk in disks], before)
+
+    def test_hotplugged(self) -> None:
+        """Disks that were plugged in at either side move like others."""
+        disks = [Disk(self.daemon(f'disk{n}'), f'd{n}',
+                      f',bus={HOTPLUG_BUSES[n]}') for n in range(2)]
+        line = Line(self)
+        source = line.boot()
+        for disk in disks:
+            plug(source, disk)
+        load = Load(line.guest, 'vda', 'vdb')
+        dest = line.destination(disks=disks[:1])
+        plug(dest, disks[1])
+        line.transfer(source, dest)
+        load.advance(500)
+        load.stop()
+        for disk in disks:
+            dest.delete_device(disk.name)
+        line.guest.wait_until('[ ! -e /dev/vda -a ! -e /dev/vdb ]')
+
+    def check_boot_disk(self, mode: str) -> None:
+        """A guest that boots from the disk must do so again later."""
+        backend = self.daemon()
+        with open(backend.disk, 'r+b') as disk:
+            disk.write(BOOT_SECTOR.ljust(510, b'\0') + b'\x55\xaa.')
+        line = Line(self, Disk(backend, options=',bootindex=1'), mode=mode,
+                    kernel=False)
+        vm = line.vm()
+        vm.launch()
+        self.wait_said(vm, 'B...')
+        for _ in range(3):
+            vm = line.transfer(vm)
+            self.wait_said(vm, '.' * 100)
+        vm.cmd('set-action', reboot='reset')
+        vm.cmd('system_reset')
+        self.wait_said(vm, 'B...')
+
+    def test_without_iommu(self) -> None:
+        """Virtio-mmio has no IOMMU: the back-end need not know of any."""
+        backend = self.daemon()
+        line = Line(self, mode=COPY, kernel=False, args=(
+            '-machine', 'microvm,pcie=on',
+            '-chardev', f'socket,id=c-d,path={backend.path}',
+            '-device', 'vhost-user-blk,id=d,chardev=c-d,iommu_platform=on'))
+        source = line.vm('-S')
+        source.launch()
+        dest = line.destination()
+        line.send(source, dest)
+        line.settle(source, dest)
+
+    def wait_said(self, vm: VM, text: str) -> None:
+        """Wait until the boot sector has said this, and no error."""
+        wait_for(f'the guest says {text}',
+                 lambda: text in vm.console.read_text('ascii'))
+        self.assertNotIn('E', vm.console.read_text('ascii'))
+
+    def test_boot_disk(self) -> None:
+        """The firmware reads from the disk while it moves."""
+        self.check_boot_disk(IGNORE_SHARED)
+
+    def test_boot_disk_copied_memory(self) -> None:
+        """The same where the rings are stopped."""
+        self.check_boot_disk(COPY)
+
+
+if __name__ == '__main__':
+    main()

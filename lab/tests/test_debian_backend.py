@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A running guest moves while its disk's back-end is older than the series
+
+The back-end is the qemu-storage-daemon of Debian's package qemu-system-common.
+Unlike ours it does not wait for requests in flight when a ring is stopped.
+"""
+from typing import List
+
+from lab.machines.backend import make_disk
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line
+from lab.machines.disks import Daemon, Disk, Load
+from lab.machines.watch import connections
+
+from .testcase import main
+from .transfer_case import TransferTest
+
+
+class DebianDaemon(Daemon):
+    """Debian's daemon takes the same arguments as ours."""
+
+    def arguments(self) -> List[str]:
+        return ['/usr/bin/qemu-storage-daemon', *super().arguments()[1:]]
+
+
+class DebianBackend(TransferTest):
+    """Transfers that Debian's daemon must not notice"""
+
+    def check_transfers(self, mode: str, limit: int = 0) -> None:
+        """A guest moves twice, under load; the connection stays the same."""
+        backend = DebianDaemon(self.path('disk.sock'),
+                               make_disk(self.path('disk.img')), limit=limit)
+        self._backend(backend)
+        backend.start()
+        line = Line(self, Disk(backend), mode=mode)
+        vm = line.boot()
+        load = Load(line.guest, first=16)
+        before = connections(backend.pid, backend.path)
+        self.assertEqual(len(before), 1)
+        for _ in range(2):
+            dest = line.transfer(vm)
+            vm.shutdown()
+            vm = dest
+            load.advance(32 if limit else 500)
+        load.stop()
+        self.assertEqual(connections(backend.pid, backend.path), before)
+        self.assertEqual(backend.output(), '')      # where it says its panics
+
+    def test_shared_memory_file(self) -> None:
+        """RAM is a file that both QEMUs open."""
+        self.check_transfers(IGNORE_SHARED)
+
+    def test_cpr(self) -> None:
+        """RAM is a memfd that the new QEMU is given."""
+        self.check_transfers(CPR)
+
+    def test_copied_memory(self) -> None:
+        """RAM is copied, so that the rings have to be stopped."""
+        self.check_transfers(COPY)
+
+    def test_slow_load(self) -> None:
+        """A queue full of requests of half a second moves."""
+        self.check_transfers(IGNORE_SHARED, limit=16)
+
+    def test_slow_load_copied_memory(self) -> None:
+        """The same where the rings have to be stopped."""
+        self.check_transfers(COPY, limit=16)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A chardev may be created before there is anything to connect to
+
+It connects when a device attaches to it.  Every test here fails on a QEMU
+that connects when the chardev is created.
+"""
+from lab.machines.agent import Summary, blkverify
+from lab.machines.vm import HOTPLUG_BUSES, VM, Properties, VMLaunchFailure
+
+from .testcase import Server, TestCase, main
+
+PORT = r'/dev/$(basename $(dirname $(grep -lx %s ' \
+       r'/sys/class/virtio-ports/*/name)))'
+TTY = r'/dev/$(basename /sys/bus/pci/devices/*/tty/ttyS*)'
+DISK: Properties = {
+    'driver': 'vhost-user-blk-pci', 'id': 'd', 'chardev': 'c',
+    'bus': HOTPLUG_BUSES[0]}
+
+
+class DeferredConnect(TestCase):
+    """Chardevs whose peer comes later, or never"""
+
+    def assert_state(self, vm: VM, chardev: str, state: str) -> None:
+        """query-chardev must show this state."""
+        self.assertEqual(vm.chardev(chardev).get('state'), state)
+
+    def assert_attach_fails(self, vm: VM, device: Properties,
+                            path: str) -> None:
+        """device_add must name the chardev and its address."""
+        error = vm.attach_error(device)
+        self.assertIn(f"'{device['chardev']}'", error)
+        self.assertIn(path, error)
+        vm.guest.run('true')        # the guest runs on
+
+    def assert_talks(self, vm: VM, server: Server, device: str) -> None:
+        """A line must get through from the guest to the host and back."""
+        server.accept()
+        vm.guest.wait_until(f'[ -c {device} ]')
+        answer = vm.guest.start(
+            f'exec 5<>{device}; [ ! -t 5 ] || stty raw -echo <&5; '
+            'echo from guest >&5; read -r line <&5; echo $line')
+        server.expect('from guest')
+        server.send('from host\n')
+        self.assertEqual(vm.guest.wait(answer).output, 'from host')
+
+    def assert_disk_works(self, vm: VM, count: int = 1000) -> None:
+        """The guest must find its disk and read what it writes."""
+        vm.guest.wait_until('[ -b /dev/vda ]')
+        summary = vm.guest.verify('vda', count=count)
+        self.assertEqual((summary.verified, summary.errors), (count, 0))
+
+    def test_disk_hotplug(self) -> None:
+        """A failed hot-plug harms nothing; with a back-end it succeeds."""
+        backend = self.storage_daemon()
+        vm = self.vm().boot()
+
+        vm.add_chardev('unused', self.path('nobody.sock'))
+        self.assert_state(vm, 'unused', 'postponed')
+        vm.cmd('chardev-remove', id='unused')
+
+        vm.add_chardev('c', backend.path)
+        for _ in range(2):
+            self.assert_attach_fails(vm, DISK, backend.path)
+            self.assert_state(vm, 'c', 'postponed')
+
+        backend.start()
+        vm.cmd('device_add', DISK)
+        self.assert_state(vm, 'c', 'connected')
+        self.assert_disk_works(vm)
+
+        vm.delete_device('d')
+        vm.guest.wait_until('[ ! -e /dev/vda ]')
+        vm.cmd('chardev-remove', id='c')
+        self.assertEqual(vm.chardev('c'), {})
+
+    def test_serial_hotplug(self) -> None:
+        """virtserialport and pci-serial carry data once they can attach."""
+        port: Properties = {
+            'driver': 'virtserialport', 'id': 'port', 'chardev': 'port',
+            'name': 'port'}
+        serial: Properties = {
+            'driver': 'pci-serial', 'id': 'serial', 'chardev': 'serial',
+            'bus': HOTPLUG_BUSES[0]}
+        vm = self.vm().boot()
+
+        for name, device, file in (('port', port, PORT % 'port'),
+                                   ('serial', serial, TTY)):
+            vm.add_chardev(name, self.path(name))
+            self.assert_attach_fails(vm, device, self.path(name))
+            server = self.server(name)
+            vm.cmd('device_add', device)
+            self.assert_talks(vm, server, file)
+            self.assert_state(vm, name, 'connected')
+
+    def test_created_on_the_command_line(self) -> None:
+        """Peers may come up between the start of QEMU and its devices."""
+        backend = self.storage_daemon()
+        monitor = self.server('monitor')
+        vm = self.vm(
+            '--preconfig',
+            '-device', 'vhost-user-blk-pci,chardev=disk',
+            '-device', 'virtserialport,chardev=port,name=port',
+            '-device', 'isa-serial,chardev=serial',
+            '-mon', 'chardev=monitor,mode=readline',
+            '-chardev', f'socket,id=disk,path={backend.path}',
+            '-chardev', f'socket,id=port,path={self.path("port")}',
+            '-chardev', f'socket,id=serial,path={self.path("serial")}',
+            '-chardev', f'socket,id=monitor,path={self.path("monitor")}')
+        vm.launch()
+        monitor.accept()
+        for chardev in 'disk', 'port', 'serial':
+            self.assert_state(vm, chardev, 'postponed')
+
+        backend.start()
+        port, serial = self.server('port'), self.server('serial')
+        vm.cmd('x-exit-preconfig')
+        vm.wait_booted()
+        for chardev in 'disk', 'port', 'serial', 'monitor':
+            self.assert_state(vm, chardev, 'connected')
+        self.assert_disk_works(vm)
+        self.assert_talks(vm, port, PORT % 'port')
+        self.assert_talks(vm, serial, '/dev/ttyS1')
+        monitor.send('info status\n')
+        monitor.expect('VM status: running')
+
+    def test_backend_restarts(self) -> None:
+        """A disk survives its back-end, also one that came late."""
+        backend = self.sample_backend()
+        vm = self.vm().boot()
+        vm.add_chardev('c', backend.path, reconnect_ms=100)
+        self.assert_state(vm, 'c', 'postponed')
+
+        backend.start()
+        vm.cmd('device_add', DISK)
+        self.assert_state(vm, 'c', 'connected')
+        self.assert_disk_works(vm)
+
+        writer = vm.guest.start(blkverify('vda', first=1000, seed=2))
+        vm.guest.wait_records(100)
+        backend.kill()
+        backend.start()
+        vm.guest.wait_records(100)
+        vm.guest.run('killall blkverify')
+        summary = Summary.parse(vm.guest.wait(writer).output)
+        self.assertEqual((summary.verified, summary.errors),
+                         (summary.written, 0))
+
+    def test_fio(self) -> None:
+        """fio finds no error on a disk whose back-end came late."""
+        backend = self.storage_daemon()
+        vm = self.vm(
+            '--preconfig', '-device', 'vhost-user-blk-pci,chardev=c',
+            '-chardev', f'socket,id=c,path={backend.path}', fio=True)
+        vm.launch()
+        backend.start()
+        vm.cmd('x-exit-preconfig')
+        vm.wait_booted()
+        vm.guest.run('fio --name=verify --filename=/dev/vda --rw=randrw '
+                     '--bs=4k --size=8M --direct=1 --ioengine=libaio '
+                     '--iodepth=8 --verify=crc32c --verify_fatal=1', 120)
+
+    def test_peer_missing_at_start(self) -> None:
+        """QEMU exits with status 1 and says who could not connect."""
+        for frontend in (['-device', 'vhost-user-blk-pci,chardev=c'],
+                         ['-device', 'virtserialport,chardev=c'],
+                         ['-serial', 'chardev:c'],
+                         ['-mon', 'chardev=c']):
+            path = self.path('nobody.sock')
+            vm = self.vm(*frontend, '-chardev', f'socket,id=c,path={path}')
+            with self.assertRaises(VMLaunchFailure, msg=frontend) as caught:
+                vm.launch()
+            self.assertEqual(caught.exception.exitcode, 1, frontend)
+            self.assertRegex(caught.exception.output or '',
+                             f"chardev 'c'.*{path}")
+
+
+if __name__ == '__main__':
+    main()

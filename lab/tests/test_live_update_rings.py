@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+The watch of a guest's requests sees what the guest and its disks have done
+
+blkverify says how many requests there were.
+"""
+import asyncio
+import time
+from typing import Any, List, Tuple
+
+from qemu.live_update.rings import (NotWatchable, Ring, Watch, find_rings,
+                                    locate)
+from qemu.qmp import QMPClient
+
+from lab.machines.backend import make_disk
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line, status
+from lab.machines.disks import Daemon, Disk, Load
+from lab.machines.vm import VM
+from lab.machines.watch import wait_for
+
+from .testcase import main
+from .transfer_case import TransferTest
+
+DEPTH = 32
+THROTTLE = 'driver=throttle,node-name=disk,throttle-group=group,file=file'
+
+
+def when(event: Any) -> float:
+    """The time of a QMP event, by time.time()."""
+    stamp = event['timestamp']
+    return float(stamp['seconds'] + stamp['microseconds'] / 1e6)
+
+
+def pid_of(vm: VM) -> int:
+    """The process that a running VM is."""
+    pid = vm.get_pid()
+    assert pid
+    return pid
+
+
+class Guests(TransferTest):
+    """Watches of guests under load"""
+
+    def set_up(self, *disks: Disk, mode: str = IGNORE_SHARED,
+               args: Tuple[str, ...] = ()) -> VM:
+        """Boot a guest, whose QEMUs have one more monitor."""
+        # A ring that a busy host cannot let go round between two looks
+        disks = tuple(disk.but(',queue-size=1024') for disk in disks)
+        self.line = Line(self, *disks, mode=mode, args=(
+            '-qmp', f'unix:{self.path("qmp")},server=on,wait=off', *args))
+        vm = self.line.boot()
+        for letter in 'abc'[:sum('-blk-pci' in arg for arg in vm.args)]:
+            sysfs = f'/sys/block/vd{letter}'
+            self.line.guest.wait_until(f'grep -q "^ *0 *0$" {sysfs}/inflight')
+            # Two requests of a program may become one of the disk.
+            self.line.guest.run(f'echo 2 >{sysfs}/queue/nomerges')
+        return vm
+
+    def ask(self, function: Any, *args: Any) -> Any:
+        """Call a function that asks the youngest QEMU."""
+        async def connect_and_ask() -> Any:
+            qmp = QMPClient()
+            await qmp.connect(self.path('qmp'))
+            try:
+                return await function(qmp, *args)
+            finally:
+                await qmp.disconnect()
+        return asyncio.run(connect_and_ask())
+
+    def find(self) -> List[Ring]:
+        """The rings of the youngest QEMU; none may be left out."""
+        rings, left_out = self.ask(find_rings)
+        self.assertEqual(left_out, {})
+        return list(rings)
+
+    def check(self, watch: Watch, load: Load) -> None:
+        """End it all; the watch must have seen what blkverify did."""
+        done = sum(result.written + result.verified for result in load.stop())
+        watch.stop()
+        self.assertEqual(watch.missed, 0)
+        self.assertEqual(len(watch.requests), done)
+        self.assertEqual(watch.in_flight(time.time()), 0)
+        for request in watch.requests:
+            assert request.submitted
+            self.assertLessEqual(request.submitted, request.completed)
+            self.assertLessEqual(request.completed, request.ended)
+
+    def start(self, vm: VM) -> Watch:
+        """Watch all rings."""
+        watch = Watch(pid_of(vm), self.find())
+        self.addCleanup(watch.stop)
+        watch.start()
+        return watch
+
+    def pause(self, watch: Watch, source: VM, dest: VM
+              ) -> Tuple[float, float, float]:
+        """
+        When the guest was paused; it must not have seen anything then.
+
+        What happened before may have been noted later, if not much.  That is
+        the time in the middle.
+        """
+        begin = when(source.event_wait('STOP'))
+        end = when(dest.event_wait('RESUME'))
+        late = begin + watch.resolution(begin - 0.1, end)
+        self.assertEqual([request for request in watch.requests
+                          if late < request.ended < end], [])
+        return begin, late, end
+
+    @staticmethod
+    def limit_writes(daemon: Daemon, rate: int) -> None:
+        """From now on, let a disk write so many times a second."""
+        daemon.cmd('qom-set', path='/objects/group', property='limits',
+                   value={'iops-write': rate})
+
+    def slow_writes(self, **options: Any) -> Daemon:
+        """A disk whose reads overtake its writes."""
+        daemon = self.daemon('disk', THROTTLE, **options)
+        self.limit_writes(daemon, 500)
+        return daemon
+
+    def test_out_of_order(self) -> None:
+        """Several queues, whose completions come in another order."""
+        vm = self.set_up(Disk(self.slow_writes(options=',num-queues=2'),
+                              options=',num-queues=2'), args=('-smp', '2'))
+        watch = self.start(vm)
+        load = Load(self.line.guest, depth=DEPTH)
+        load.advance(2000)
+        # A guest that gets little time may have none for a moment.
+        wait_for('requests are in flight', lambda: watch.in_flight(
+            time.time()) in range(1, DEPTH + 1))
+        self.check(watch, load)
+        # The guest may hardly use one of the queues.
+        times = [[request.submitted or 0 for request in watch.requests
+                  if request.queue == queue] for queue in range(2)]
+        self.assertNotEqual(times, [sorted(each) for each in times])
+
+    def check_transfer(self, mode: str) -> None:
+        """The guest takes its memory along; the same watch goes on."""
+        disk = self.slow_writes()
+        source = self.set_up(Disk(disk), mode=mode)
+        watch = self.start(source)
+        load = Load(self.line.guest, depth=DEPTH)
+
+        def in_flight() -> int:
+            return watch.in_flight(time.time())
+
+        # The pause, too, must not depend on how busy the host is.
+        self.limit_writes(disk, 1)
+        wait_for('all requests wait', lambda: in_flight() == DEPTH)
+        dest = self.line.send_half(source)
+        self.limit_writes(disk, 500)
+        wait_for('some are complete', lambda: in_flight() < DEPTH)
+        source.cmd('migrate-continue', state='pre-switchover')
+        self.line.settle(source, dest)
+        begin, late, end = self.pause(watch, source, dest)
+        self.assertIn(watch.in_flight(begin), (DEPTH, DEPTH - 1))
+        source.shutdown()
+        dest.take_guest()
+        load.advance(500)
+        self.assertGreater(watch.longest_gap(late, end), end - late)
+        # The disk did not wait for the guest.
+        self.assertTrue([request for request in watch.requests
+                         if request.completed < end < request.ended])
+        self.check(watch, load)
+
+    def test_transfer(self) -> None:
+        """The memory is a file that both QEMUs open."""
+        self.check_transfer(IGNORE_SHARED)
+
+    def test_transfer_cpr(self) -> None:
+        """The memory is a file without a name."""
+        self.check_transfer(CPR)
+
+    def test_copied_memory(self) -> None:
+        """The guest gets other memory, where the watch goes on."""
+        source = self.set_up(Disk(self.slow_writes()), mode=COPY)
+        watch = self.start(source)
+        load = Load(self.line.guest, depth=DEPTH)
+        rings = self.find()
+        dest = self.line.destination()
+        rings = self.ask(locate, rings)
+        self.line.send(source, dest)
+        self.line.settle(source, dest)
+        wait_for('the guest runs', lambda: status(dest) == 'running')
+        watch.move(pid_of(dest), rings)
+        _, late, end = self.pause(watch, source, dest)
+        source.shutdown()
+        dest.take_guest()
+        load.advance(500)
+        self.assertGreater(watch.longest_gap(late, end), end - late)
+        self.check(watch, load)
+
+    def test_pause(self) -> None:
+        """A stop is a gap, as long as it was, and more requests wait."""
+        vm = self.set_up(Disk(self.daemon(limit=1000)))
+        watch = self.start(vm)
+        load = Load(self.line.guest, depth=DEPTH)
+        vm.cmd('stop')
+        time.sleep(0.5)
+        vm.cmd('cont')
+        _, late, end = self.pause(watch, vm, vm)
+        load.advance(500)
+        gap = watch.longest_gap(late, end)
+        self.assertGreater(gap, end - late)
+        self.check(watch, load)
+        ends = [request.ended for request in watch.requests]
+        self.assertLess(gap, max(ends) - min(ends))
+
+    def test_plain_disks(self) -> None:
+        """Disks without vhost-user, with rings of all kinds."""
+        args = []
+        for name, options in (('plain', ''), ('quiet', ',event_idx=off'),
+                              ('packed', ',packed=on')):
+            disk = make_disk(self.path(name))
+            args += ['-drive', f'if=none,id={name},file={disk},format=raw,'
+                     'throttling.iops-total=500',
+                     '-device', f'virtio-blk-pci,drive={name},id=d-{name}'
+                                f'{options}']
+        vm = self.set_up(args=tuple(args))
+        rings, left_out = self.ask(find_rings)
+        self.assertEqual({ring.device: ring.event_idx for ring in rings},
+                         {'d-plain': True, 'd-quiet': False})
+        self.assertIn('packed=on', left_out.pop('d-packed'))
+        self.assertEqual(left_out, {})
+        with Watch(pid_of(vm), rings) as watch:
+            load = Load(self.line.guest, 'vda', 'vdb', depth=2)
+            load.advance(1000)
+            self.check(watch, load)
+        self.assertEqual({(request.device, request.seen is None)
+                          for request in watch.requests},
+                         {('d-plain', False), ('d-quiet', True)})
+
+    def test_driver_restarts(self) -> None:
+        """The guest gives its memory to others; it sets up rings elsewhere."""
+        vm = self.set_up(Disk(self.daemon(limit=1000)))
+        guest = self.line.guest
+        watch = self.start(vm)
+        guest.verify('vda', count=100)
+        wait_for('all are seen', lambda: len(watch.requests) >= 200)
+        seen = len(watch.requests)
+        driver = '/sys/bus/virtio/drivers/virtio_blk'
+        guest.run('echo $(basename $(readlink -f /sys/block/vda/device)) '
+                  f'>/tmp/dev; cat /tmp/dev >{driver}/unbind')
+        self.assertEqual(self.find(), [])
+        guest.run('dd if=/dev/urandom of=/tmp/file bs=1M count=90')
+        guest.run(f'rm /tmp/file; cat /tmp/dev >{driver}/bind')
+        guest.wait_until('[ -b /dev/vda ]')
+        watch.move(pid_of(vm), self.find())
+        guest.verify('vda', count=100, seed=2)
+        watch.stop()
+        self.assertEqual(seen, 200)
+        self.assertGreaterEqual(len(watch.requests), 400)
+
+    def test_not_watchable(self) -> None:
+        """Why there is nothing to watch is told."""
+        disk = make_disk(self.path('disk'))
+        vm = self.set_up(args=(
+            '-drive', f'if=none,id=f,file={disk},format=raw',
+            '-device', 'virtio-blk-pci,drive=f,id=d',
+            '-object', 'memory-backend-ram,id=own,size=256M,share=off',
+            '-machine', 'memory-backend=own'))
+        rings = self.find()
+        with self.assertRaisesRegex(NotWatchable, 'share=on'):
+            Watch(pid_of(vm), rings)
+        pid = pid_of(vm)
+        vm.shutdown()
+        with self.assertRaisesRegex(NotWatchable, f'{pid} cannot be watched'):
+            Watch(pid, rings)
+
+
+if __name__ == '__main__':
+    main()

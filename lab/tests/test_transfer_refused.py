@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+A transfer that cannot be is refused, and the source runs on
+
+An error names the cause, and no monitor stops answering.
+"""
+import time
+from typing import Dict, List
+
+from lab.machines.chain import (COPY, Line, migration_error, plug, status,
+                                wait_end)
+from lab.machines.disks import Disk, Load
+from lab.machines.vm import HOTPLUG_BUSES, VM
+
+from .testcase import main
+from .transfer_case import SourceTest
+
+
+class TransferRefused(SourceTest):
+    """One source, and destinations that do not fit"""
+
+    def assert_refused(self, dest: VM, *words: str,
+                       on: 'tuple[bool, bool]' = (True, True)) -> None:
+        """A migration must fail for a reason, told by the destination."""
+        self.line.send(self.source, dest, transfer=on)
+        self.wait_failed()
+        wait_end(dest, 'failed')
+        error = migration_error(dest)
+        dest.shutdown()
+        error += dest.get_log() or ''
+        for word in words:
+            self.assertIn(word, error)
+        self.assert_undisturbed()
+
+    def test_other_shape(self) -> None:
+        """A destination whose disk differs refuses the session."""
+        self.set_up(options=',num-queues=2,vectors=5', queues=2)
+        for options, word in (
+                (',num-queues=1', 'num-queues'),
+                (',num-queues=4', 'num-queues'),
+                (',queue-size=64', 'queue-size'),
+                (',event_idx=off', 'features'),
+                (',config-wce=off', 'features')):
+            dest = self.line.destination(disks=[self.disk.but(options)])
+            self.assert_refused(dest, word)
+        self.assert_transfers()
+
+    def test_other_device(self) -> None:
+        """A destination with another disk, or none, fails."""
+        self.set_up()
+        for args in ((), ('-blockdev', 'driver=null-co,node-name=n',
+                          '-device', 'virtio-blk-pci,id=d,drive=n')):
+            self.assert_refused(self.line.destination(*args, disks=[]),
+                                'vhost-user-blk')
+        self.assert_transfers()
+
+    def test_more_disks(self) -> None:
+        """A destination has a disk that was unplugged at the source."""
+        self.set_up()
+        dest = self.line.destination(
+            disks=[self.disk, Disk(self.daemon('other'), 'e')])
+        self.assert_refused(dest, "'e'", 'did not come')
+        self.assert_transfers()
+
+    def test_source_only(self) -> None:
+        """The parameter is off at the destination: it cannot connect."""
+        self.set_up()
+        dest = self.line.destination()
+        self.line.prepare(dest, transfer=False)
+        started = time.monotonic()
+        error = dest.qmp('migrate-incoming', {'uri': f'unix:{self.line.path}'})
+        self.assertLess(time.monotonic() - started, 10)
+        self.assertIn('c-d', str(error['error']))
+        self.assertEqual(status(dest), 'inmigrate')
+        self.assert_undisturbed()
+
+        # It may be told to wait for the disk after all.
+        self.line.transfer(self.source, dest)
+        self.load.advance(300)
+        self.load.stop()
+
+    def test_destination_only(self) -> None:
+        """The parameter is off at the source: the disk does not come."""
+        self.set_up()
+        self.assert_refused(self.line.destination(), 'backend-transfer',
+                            on=(False, True))
+        self.assert_transfers()
+
+    def test_device_opts_out(self) -> None:
+        """A device with backend-transfer=off needs a back-end of its own."""
+        self.set_up()
+        mine = self.daemon('mine', share=True)
+        other = self.daemon('other', share=True, disk='mine')
+        line = Line(self, self.disk, mode=COPY)
+        self.source.shutdown()
+        disks = [self.disk, Disk(mine, 'own', ',backend-transfer=off')]
+        source = line.boot(disks=disks)
+        load = Load(line.guest, 'vda', 'vdb')
+        disks = [self.disk, Disk(other, 'own', ',backend-transfer=off')]
+        line.transfer(source, line.destination(disks=disks))
+        load.advance(300)
+        load.stop()
+
+    def test_hotplug_on_busy_backend(self) -> None:
+        """device_add ends with an error, and the monitor lives."""
+        self.set_up()
+        bus = HOTPLUG_BUSES[0]
+        other = Line(self, mode=COPY).vm('-S')
+        other.launch()
+        choices: List[Dict[str, object]] = [{}, {'reconnect_ms': 1000}]
+        for options in choices:
+            other.add_chardev('c', self.backend.path, **options)
+            started = time.monotonic()
+            error = other.attach_error({'driver': 'vhost-user-blk-pci',
+                                        'id': 'd', 'chardev': 'c', 'bus': bus})
+            self.assertLess(time.monotonic() - started, 10)
+            self.assertIn("'c'", error)
+            other.cmd('chardev-remove', id='c')
+        self.assert_undisturbed()
+        # Once the back-end is free, so is the way.
+        self.load.stop()
+        self.source.shutdown()
+        plug(other, self.disk.but(f',bus={bus}'))
+
+    def test_channels(self) -> None:
+        """Channels that pass no file descriptors are refused at once."""
+        self.set_up()
+        self.line.prepare(self.source, source=True)
+        for uri in ('tcp:127.0.0.1:1', 'exec:cat >/dev/null',
+                    f'file:{self.path("file")}'):
+            error = self.source.qmp('migrate', {'uri': uri})
+            self.assertIn('backend-transfer', str(error.get('error')), uri)
+        for name in 'postcopy-ram', 'x-colo', 'background-snapshot':
+            change = {'capability': name, 'state': True}
+            if 'error' in self.source.qmp('migrate-set-capabilities',
+                                          {'capabilities': [change]}):
+                continue        # not with x-ignore-shared or on this host
+            error = self.source.qmp('migrate',
+                                    {'uri': f'unix:{self.line.path}'})
+            self.assertIn('backend-transfer', str(error.get('error')), name)
+            change['state'] = False
+            self.source.cmd('migrate-set-capabilities', capabilities=[change])
+        self.assert_undisturbed()
+        self.assert_transfers()
+
+
+if __name__ == '__main__':
+    main()

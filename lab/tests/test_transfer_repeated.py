@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Many transfers in a row, many disks, and QEMUs that know nothing of it
+
+TRANSFERS says how often the guest moves; 10 by default.
+"""
+import os
+import unittest
+
+from lab import OBJ, STOCK_OBJ
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line
+from lab.machines.disks import Disk, Load
+from lab.machines.watch import connections, count_fds, memory
+
+from .testcase import main
+from .transfer_case import TransferTest
+
+TRANSFERS = int(os.environ.get('TRANSFERS', '10'))
+STOCK = STOCK_OBJ / 'qemu-system-x86_64'
+MEGABYTE = 1024 * 1024
+
+
+class Repeated(TransferTest):
+    """Nothing may pile up"""
+
+    def check_repeated(self, disks: int, queues: int, mode: str,
+                       transfers: int) -> None:
+        """Move a guest again and again under load."""
+        options = f',num-queues={queues}'
+        members = [Disk(self.daemon(f'disk{n}', options=options), f'd{n}',
+                        options) for n in range(disks)]
+        pids = [disk.backend.pid for disk in members]
+        line = Line(self, *members, mode=mode, args=('-smp', str(queues)))
+        vm = line.boot()
+        names = [f'vd{letter}' for letter in 'abcdefghijklmnop'[:disks]]
+        load = Load(line.guest, *names, depth=32 // disks + 2)
+        before = [connections(disk.backend.pid, disk.backend.path)
+                  for disk in members]
+        held, used, qemu = [], [], []
+        for _ in range(transfers):
+            dest = line.transfer(vm)
+            vm.shutdown()
+            vm = dest
+            load.advance(10 * disks)
+            held.append([count_fds(pid) for pid in pids])
+            used.append(sum(memory(pid) for pid in pids))
+            pid = vm.get_pid() or 0
+            qemu.append((count_fds(pid), memory(pid)))
+        load.stop()
+        self.assertEqual([connections(disk.backend.pid, disk.backend.path)
+                          for disk in members], before)
+        self.assertEqual(held[-1], held[0])
+        self.assertLess(used[-1], used[0] + disks * MEGABYTE)
+        self.assertEqual(qemu[-1][0], qemu[0][0])
+        self.assertLess(qemu[-1][1], qemu[0][1] + 64 * MEGABYTE)
+
+    def test_one_disk(self) -> None:
+        """One disk with one queue."""
+        self.check_repeated(1, 1, IGNORE_SHARED, TRANSFERS)
+
+    def test_one_disk_cpr(self) -> None:
+        """One disk, by cpr-transfer."""
+        self.check_repeated(1, 1, CPR, TRANSFERS // 2)
+
+    def test_one_disk_copied_memory(self) -> None:
+        """One disk, RAM is copied."""
+        self.check_repeated(1, 1, COPY, TRANSFERS // 4)
+
+    def test_four_queues(self) -> None:
+        """Four disks with four queues each."""
+        self.check_repeated(4, 4, IGNORE_SHARED, TRANSFERS // 2)
+
+    def test_sixteen_disks(self) -> None:
+        """16 disks with four queues each."""
+        self.check_repeated(16, 4, IGNORE_SHARED, TRANSFERS // 4)
+
+    def test_fio(self) -> None:
+        """fio finds no error on four disks in many transfers."""
+        members = [Disk(self.daemon(f'disk{n}', options=',num-queues=2'),
+                        f'd{n}', ',num-queues=2') for n in range(4)]
+        line = Line(self, *members, args=('-smp', '2'), fio=True)
+        vm = line.boot()
+        jobs = ' '.join(f'--name={name} --filename=/dev/{name}'
+                        for name in ('vda', 'vdb', 'vdc', 'vdd'))
+        stop = 'test ! -e /tmp/stop'
+        run = line.guest.start(
+            f'while {stop}; do fio --rw=randwrite --bs=4k --size=8M '
+            '--direct=1 --ioengine=libaio --iodepth=32 --verify=crc32c '
+            f'--verify_fatal=1 {jobs} || exit 1; done')
+        line.guest.wait_until(
+            'read -r _ _ _ _ n _ </sys/block/vdd/stat; [ $n -gt 100 ]')
+        for _ in range(TRANSFERS):
+            dest = line.transfer(vm)
+            vm.shutdown()
+            vm = dest
+        line.guest.run('touch /tmp/stop')
+        reply = line.guest.wait(run, 120)
+        self.assertEqual(reply.status, 0, reply.output)
+
+
+@unittest.skipUnless(STOCK.exists(), 'type "./run stock" first')
+class Compatibility(TransferTest):
+    """With the parameter off, stock QEMU understands us and we it"""
+
+    def check_migration(self, source_obj: object, dest_obj: object) -> None:
+        """Migrate between two back-ends with the same file."""
+        disks = [Disk(self.daemon('disk', share=True))]
+        other = self.daemon('other', share=True, disk='disk')
+        line = Line(self, *disks, mode=COPY)
+        source = line.boot(obj=source_obj)
+        load = Load(line.guest)
+        dest = line.destination(obj=dest_obj, disks=[Disk(other)])
+        line.send(source, dest, transfer=(False, False))
+        line.arrive(source, dest)
+        load.advance(300)
+        load.stop()
+
+    def test_from_stock(self) -> None:
+        """From stock QEMU to ours."""
+        self.check_migration(STOCK_OBJ, OBJ)
+
+    def test_to_stock(self) -> None:
+        """From our QEMU to stock."""
+        self.check_migration(OBJ, STOCK_OBJ)
+
+    def test_without_the_parameter(self) -> None:
+        """From ours to ours, each with a back-end."""
+        self.check_migration(OBJ, OBJ)
+
+
+if __name__ == '__main__':
+    main()
