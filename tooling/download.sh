@@ -19,7 +19,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=$1
 partial=$dir/partial
-log=build/download.log
+log=build/download.log          # of the place tried last
 sums=patches/base.sha256
 releases=${QEMU_RELEASES:-https://download.qemu.org}
 apt=$PWD/build/apt/apt.conf
@@ -72,14 +72,14 @@ mapfile -t files < <(sed -n 's/^[^ ]* *\(qemu_\)/\1/p' "$sums")
 if verified "$dir" "${files[@]}" || verified "$dir" "$tarball"; then
     exit 0
 fi
-: >$log
+
 # try PLACE NAME FUNCTION FILE...
 try() {
     echo "downloading $2 from $1 (log: $log)..."
     rm -rf "$partial"
     mkdir -p "$partial"
-    if ! "$3" >>$log 2>&1 </dev/null; then
-        tried+=("$1: $(grep -E '^(E|W|Err):? ' $log | tail -n 1)")
+    if ! "$3" >$log 2>&1 </dev/null; then
+        tried+=("$1: $(grep -m 1 '^E: ' $log || tail -n 1 $log)")
     elif ! verified "$partial" "${@:4}"; then
         tried+=("$1: the files do not have the checksums in $sums")
     else

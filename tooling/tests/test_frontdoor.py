@@ -54,6 +54,14 @@ class FrontDoorTest(unittest.TestCase):
         self.assertEqual(
             self.call(step, 'working', 'w.log', 'true').returncode, 0)
 
+    def test_step_shows_progress_on_a_terminal(self) -> None:
+        r = self.call('script', '-qec', f'{ROOT}/tooling/step.sh working w.log '
+                      'sh -c "echo [1/2] a; sleep 1; echo [2/2] b; sleep 1"',
+                      '/dev/null')
+        self.assertEqual(r.returncode, 0)
+        for steps in '[1/2]', '[2/2]':
+            self.assertIn(f'working (log: w.log)... {steps}', r.stdout)
+
     def count(self, *results: str, **output: str) -> Tuple[int, str]:
         log = self.tmp / 'testlog.json'
         log.write_text(''.join(
@@ -80,6 +88,7 @@ class FrontDoorTest(unittest.TestCase):
             self.count('ERROR', stdout='1..2\nok 1 a\nnot ok 2 b\n',
                        stderr='Traceback\n  x\nOSError: no c\nthe rest\n'),
             (1, '\nsuite / name: ERROR\n  not ok 2 b\n  OSError: no c\n'
+                '  to run it alone: ./run test name\n'
                 '0 passed, 1 failed\n'))
 
 
