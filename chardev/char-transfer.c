@@ -79,7 +79,7 @@ static bool transfer_is_valid(const ChardevTransfer *t, Error **errp)
     int i;
 
     if (!t->num_fds) {
-        error_setg(errp, "The migration stream contains no connection");
+        error_setg(errp, "There is no connection to hand over");
         return false;
     }
     if (t->num_fds > ARRAY_SIZE(t->fds) || t->is_server != (t->num_fds > 1)) {
@@ -259,7 +259,7 @@ bool qemu_chr_transfer_detach(Chardev *chr, ChardevTransfer *t, Error **errp)
     }
 
     chr->be_open = 0;
-    /* Using @chr calls qemu_chr_connect(), which fails for @detached */
+    /* Using @chr calls qemu_chr_connect(), which fails due to @detached */
     chr->connect_postponed = true;
     s->detached = true;
     trace_chr_transfer_detach(chr->label, t->num_fds);

@@ -1,9 +1,9 @@
 /*
- * The state that a vhost-user back-end has been set to over one connection
+ * The state of a vhost-user back-end, recorded from a connection's messages
  *
  * The session's fields keep the back-end's current state. While the session is
- * held, the queue "pending" keeps the messages that would change this to the
- * state that the device requests. The commit sends them.
+ * held, the queue "pending" keeps the messages with which the device requests
+ * a new state. The commit sends those messages that change the state.
  *
  * The user addresses of a memory region and of rings belong to the address
  * space of the process that first sent them. The back-end only uses them to
@@ -34,7 +34,9 @@ static bool has_feature(const VhostUserSession *s, unsigned bit)
     return s->value[SET_FEATURES] & BIT_ULL(bit);
 }
 
-/* Files */
+/*
+ * Files
+ */
 
 static void close_fd(int *fd)
 {
@@ -68,7 +70,9 @@ static bool same_inode(int a, int b)
            sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }
 
-/* Rings */
+/*
+ * Rings
+ */
 
 SessionRing *session_grow_rings(VhostUserSession *s, unsigned n)
 {
@@ -148,7 +152,9 @@ static int *ring_file(SessionRing *ring, unsigned request)
     }
 }
 
-/* Memory */
+/*
+ * Memory
+ */
 
 static bool same_addresses(const SessionRegion *region, const WireRegion *wire)
 {
@@ -385,7 +391,9 @@ static void session_translate(VhostUserSession *s, WireMessage *msg,
     }
 }
 
-/* The back-end's current state */
+/*
+ * The back-end's current state
+ */
 
 static bool is_value(unsigned request)
 {
@@ -545,7 +553,9 @@ void vhost_user_session_read(VhostUserSession *s, const void *reply)
     }
 }
 
-/* Messages that are held */
+/*
+ * Messages of a held session
+ */
 
 static void held_message_free(HeldMessage *held)
 {
@@ -969,7 +979,9 @@ int vhost_user_session_answer_fd(VhostUserSession *s)
     return fd;
 }
 
-/* The commit */
+/*
+ * The commit
+ */
 
 /* Does the later message set the same state, so that @msg has no effect? */
 static bool overrides(const WireMessage *later, const WireMessage *msg)
@@ -1375,7 +1387,9 @@ void vhost_user_session_rewind(VhostUserSession *s)
     close_fd(&s->inflight_fd);
 }
 
-/* Rings, for the device */
+/*
+ * Rings, as the device sees them
+ */
 
 bool vhost_user_session_ring_running(const VhostUserSession *s, unsigned ring)
 {
@@ -1451,7 +1465,9 @@ bool vhost_user_session_check(const VhostUserSession *s, Error **errp)
     return true;
 }
 
-/* Life cycle */
+/*
+ * Life cycle
+ */
 
 VhostUserSession *vhost_user_session_new(const VhostUserSessionOps *ops,
                                          void *opaque)

@@ -99,7 +99,9 @@ static void reserve_descriptors(unsigned n)
     event_notifier_cleanup(&notifier);
 }
 
-/* Memory */
+/*
+ * Memory
+ */
 
 /* Memory without a file is not sent to back-ends, and they only read ROM. */
 static int block_is_copied(RAMBlock *block, void *opaque)
@@ -144,7 +146,9 @@ static bool guest_has_file(void *opaque, uint64_t dev, uint64_t ino)
     return qemu_ram_foreach_block(block_has_file, &find);
 }
 
-/* Rings */
+/*
+ * Rings
+ */
 
 /*
  * While the back-end runs a ring, QEMU does not know its last avail index. Save
@@ -198,7 +202,9 @@ static void drain(VhostUserTransfer *t)
     }
 }
 
-/* Hooks that the device calls when it starts, stops and is reset */
+/*
+ * Hooks that the device calls when it starts, stops and is reset
+ */
 
 void vhost_user_transfer_lend(VhostUserTransfer *t)
 {
@@ -316,7 +322,9 @@ void vhost_user_transfer_reset(VhostUserTransfer *t)
     vhost_user_session_rewind(t->session);
 }
 
-/* Ownership */
+/*
+ * Ownership
+ */
 
 static VhostUserTransfer *from_backend(BackendTransfer *bt)
 {
@@ -574,7 +582,9 @@ void vhost_user_transfer_cleanup(VhostUserTransfer *t)
     t->session = NULL;
 }
 
-/* The stream */
+/*
+ * The stream
+ */
 
 bool vhost_user_transfer_needed(const VhostUserTransfer *t)
 {

@@ -1,5 +1,5 @@
 /*
- * The state that a vhost-user back-end has been set to over one connection
+ * The state of a vhost-user back-end, recorded from a connection's messages
  *
  * A session watches the messages of a connection, and so knows the state of
  * the back-end. It can be saved, and loaded by another QEMU that takes the
