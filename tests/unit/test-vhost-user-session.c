@@ -306,7 +306,7 @@ static void test_adopt_same(void)
     for (unsigned i = 0; i < ARRAY_SIZE(rings); i++) {
         for (unsigned j = 0; j < ARRAY_SIZE(histories); j++) {
             for (unsigned m = 0; m < 1 << ARRAY_SIZE(variants); m++) {
-                /* With more than 4 rings, only each feature alone and all together */
+                /* With more than 4 rings: each feature alone, and all */
                 if (rings[i] <= 4 || is_power_of_2(m) ||
                     m == (1 << ARRAY_SIZE(variants)) - 1) {
                     adopt_history(m, rings[i], j);
