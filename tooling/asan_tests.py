@@ -4,19 +4,19 @@
 usage: python3 -m tooling.asan_tests OBJ OUTPUT TEST...
 
 OBJ is a build folder of QEMU without sanitizers in which the unit tests TEST...
-(targets such as tests/unit/test-char) are built.  Prints a Ninja file, to be
-run in OBJ, which makes the programs OUTPUT/TEST.  Each object that the linker
-was given by name is compiled again with ASan and UBSan: the test, the code that
-it tests, and chardevs, channels, objects and the migration stream.  Only the
-archive libqemuutil.a, 500 objects that no patch of the series is about, is
-linked as it is.  ./run sanitize builds all of QEMU with sanitizers.
+are built; they are targets such as tests/unit/test-char.  Prints a Ninja file,
+to be run in OBJ, which makes the programs OUTPUT/TEST.  Each object that the
+linker was given by name is compiled again with ASan and UBSan: the test, the
+code that it tests, chardevs, channels, objects and the migration stream.  Only
+the archive libqemuutil.a (500 objects) is linked as it is: no unit test of the
+series tests it.  ./run sanitize builds all of QEMU with sanitizers.
 """
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Set
 
 SANITIZE = ['-fsanitize=address,undefined', '-fno-sanitize-recover=undefined']
 RULES = '''builddir = {output}
@@ -62,7 +62,7 @@ def describe(obj: Path, output: Path, tests: List[str]) -> Iterator[str]:
     """The lines of the Ninja file."""
     yield RULES.format(output=output)
     compile_command = compile_commands(obj)
-    known = set()
+    known: Set[str] = set()
     for test in tests:
         link = shlex.split(ninja(obj, 'commands', '-s', test))
         objects = [word for word in link if word in compile_command]

@@ -7,9 +7,9 @@ usage: python3 -m tooling.qemu_tests OBJ
 For Meson: prints NAME|SUITE|PROTOCOL|TIMEOUT|PARALLEL of each test, from what
 Meson wrote into QEMU's build folder OBJ.  SUITE is "unit" or "qtest" for those
 in qemu-tests.txt, which cover code that the series touches, and "rest" for the
-others.  Left out are tests that QEMU's "make check" leaves out (slow, thorough),
-the suites block (qemu-iotests), func (needs images from the network), decodetree
-and softfloat, and the tests of stock-failures.txt.
+others.  Left out are tests that QEMU's "make check" leaves out (slow and
+thorough ones), the suites block (qemu-iotests), func (it needs images from the
+network), decodetree and softfloat, and the tests of stock-failures.txt.
 
 --targets: prints what has to be built for the tests in qemu-tests.txt, and for
 those NAMEs that are tests of QEMU, which OBJ must be configured for.

@@ -55,9 +55,9 @@ class FrontDoorTest(unittest.TestCase):
             self.call(step, 'working', 'w.log', 'true').returncode, 0)
 
     def test_step_shows_progress_on_a_terminal(self) -> None:
-        r = self.call('script', '-qec', f'{ROOT}/tooling/step.sh working w.log '
-                      'sh -c "echo [1/2] a; sleep 1; echo [2/2] b; sleep 1"',
-                      '/dev/null')
+        step = ROOT / 'tooling/step.sh'
+        r = self.call('script', '-qec', f'{step} working w.log sh -c "echo '
+                      '[1/2]; sleep 1; echo [2/2]; sleep 1"', '/dev/null')
         self.assertEqual(r.returncode, 0)
         for steps in '[1/2]', '[2/2]':
             self.assertIn(f'working (log: w.log)... {steps}', r.stdout)

@@ -167,8 +167,8 @@ class SourceTest(unittest.TestCase):
                      '-C', self.tmp, tree.name)
         for name, text in (
                 ('changelog', f'qemu (1:{VERSION}) sid; urgency=low\n\n  * A.\n'
-                 '\n -- A B <a@example.org>  Thu, 01 Jan 2026 00:00:00 +0000\n'),
-                ('control', 'Source: qemu\nMaintainer: A B <a@example.org>\n\n'
+                 '\n -- A <a@example.org>  Thu, 01 Jan 2026 00:00:00 +0000\n'),
+                ('control', 'Source: qemu\nMaintainer: A <a@example.org>\n\n'
                  'Package: qemu\nArchitecture: all\nDescription: Q\n'),
                 ('source/format', '3.0 (native)\n')):
             file = tree / 'debian' / name
