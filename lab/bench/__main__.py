@@ -4,15 +4,15 @@ Measure QEMU with the series side by side with stock QEMU
 
 usage: ./run bench [PART...]
 
-The parts are chardev, transfer, scale and lines; without any, all are
-measured.  Prints a table and writes build/bench.json, where parts that are not
-measured keep what they have.  Exits with status 1 if a figure is not as
-required, or could not be measured.
+The parts are chardev, transfer, scale and lines; by default all are measured,
+which takes 25 minutes.  Prints a table and updates the measured parts in
+build/bench.json.  The exit status is 1 if a figure is not as required, or
+could not be measured.
 
-The two programs take turns, and stock takes part twice: the column
-stock/stock shows what a ratio is worth on this machine at this time.  The
-number after "±" reaches to the end of the ratio's 95 % confidence interval.
-A guest whose vhost-user disk moves is compared with one that has a plain disk.
+Both programs are measured in turn, and stock twice: the column stock/stock
+shows how far the ratio of equal programs is from 1 on this machine at this
+time.  The number after "±" is half of the 95 % confidence interval of a ratio.
+A guest with a vhost-user disk is compared with a guest with a plain disk.
 """
 import os
 import signal
@@ -32,8 +32,8 @@ from .transfer_figures import (busy_figures, idle_figures, today_figures,
                                traffic_figures)
 
 OBJS = {'stock': STOCK_OBJ, 'again': STOCK_OBJ, 'ours': OBJ}
-SAME_MS = 1.0       # chardev-add may take so much longer than for null
-SAME_RATE = 0.98    # and throughput must be so much of stock's
+SAME_MS = 1.0       # a socket's chardev-add may be so much slower than null's
+SAME_RATE = 0.98    # the least ratio of our throughput and stock's
 
 
 def additions() -> List[Figure]:
@@ -45,7 +45,7 @@ def additions() -> List[Figure]:
 
 
 def silent_addition() -> Figure:
-    """The figure of chardev-add with a server that does not answer."""
+    """The figure of chardev-add with a server that does not accept."""
     blocked = f'> {BLOCKED:.0f} s, QMP blocked'
     values: Dict[str, List[float]] = {}
     texts: Dict[str, str] = {}
@@ -127,7 +127,7 @@ PARTS: Dict[str, Callable[[Report], None]] = {
 
 
 def main() -> None:
-    """The parts that are asked for; all take 25 minutes"""
+    """Measure the parts that are given, or all"""
     names = sys.argv[1:] or list(PARTS)
     if unknown := set(names) - set(PARTS):
         sys.exit(f'error: there is no part "{unknown.pop()}"; there are '
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def guarded_main() -> None:
-    """The measurements, with one line for what may go wrong"""
+    """The measurements, with one line for an error"""
     try:
         main()
     except (BenchError, OSError) as error:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-How long it takes to create chardevs: by chardev-add, and at start-up
+The time to create chardevs: by chardev-add, and at start-up
 """
 import tempfile
 import time
@@ -27,7 +27,7 @@ NULL: Backend = {'type': 'null', 'data': {}}
 
 
 class Blocked(BenchError):
-    """QEMU does not answer; nothing but kill() is sure to work."""
+    """QEMU does not answer; it can only be killed."""
 
 
 def client(path: str) -> Backend:
@@ -69,9 +69,9 @@ def measure_answered(objs: Dict[str, Path]) -> Tuple[Comparison, Comparison]:
 
 def measure_silent(obj: Path) -> Tuple[List[float], List[float]]:
     """
-    Return the ms of chardev-add for null, and with a server that is silent.
+    Return the ms of chardev-add for null, and for a client of a silent server.
 
-    The latter list is empty if QEMU did not answer within BLOCKED seconds.
+    The second list is empty if QEMU did not answer within BLOCKED seconds.
     """
     null: List[float] = []
     silent: List[float] = []
@@ -89,7 +89,7 @@ def measure_silent(obj: Path) -> Tuple[List[float], List[float]]:
 
 
 def with_ports(names: List[str]) -> Iterator[str]:
-    """Arguments for a machine with a serial port for each chardev."""
+    """Arguments of a machine with a virtio-serial port for each chardev."""
     yield from ('-machine', 'q35,usb=off', '-accel', 'tcg', '-m', '64M', '-S')
     for number, name in enumerate(names):
         if number % PORTS_PER_BUS == 0:
@@ -119,8 +119,8 @@ def measure_starts(objs: Dict[str, Path]) -> Dict[str, Comparison]:
     """
     Return the ms from exec to the first answer of QMP, by kind of start.
 
-    Ratios are made of lower quartiles: whatever disturbs a start makes it
-    longer, so the short ones tell more of QEMU.
+    Ratios are made of lower quartiles: other load on the machine can only make
+    a start longer, so that the short ones depend most on QEMU.
     """
     kinds = {
         'no sockets': ('', False),

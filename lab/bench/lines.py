@@ -20,7 +20,7 @@ class Lines(NamedTuple):
 
 
 def kind_of(path: str, existing: bool) -> str:
-    """The heading under which the lines of a file are counted."""
+    """The heading for the lines of a file."""
     if not existing:
         return 'new files'
     if path.startswith(('tests/', 'docs/')) or path == 'MAINTAINERS':
@@ -45,7 +45,7 @@ def changes(tree: Path) -> Dict[str, Tuple[str, Lines]]:
 
 
 def count_lines(tree: Path) -> Dict[str, Lines]:
-    """Compare QEMU as released with the series as it was composed last."""
+    """Count the lines that the series changes in QEMU, by heading."""
     counts: Dict[str, Lines] = {}
     for kind, lines in changes(tree).values():
         sum_ = counts.get(kind, Lines())
@@ -54,7 +54,7 @@ def count_lines(tree: Path) -> Dict[str, Lines]:
 
 
 def count_files(tree: Path) -> Dict[str, Lines]:
-    """The same by file, for code that QEMU has; most lines come first."""
+    """Count changed lines of code by existing file, most lines first."""
     code = {path: lines for path, (kind, lines) in changes(tree).items()
             if kind == CODE}
     return dict(sorted(code.items(), key=lambda item:

@@ -2,8 +2,8 @@
 """
 A QEMU process to be measured, and its QMP monitor
 
-QMP is spoken here directly, on a blocking socket: the event loop of qemu.qmp
-would cost as much as some of the commands that are timed.
+QMP is written and read directly, on a blocking socket: the event loop of
+qemu.qmp would take as long as some of the commands that are timed.
 """
 import json
 import select
@@ -17,11 +17,11 @@ from typing import Any, Callable, Dict, Optional, Type
 
 from lab import existing
 
-TIMEOUT = 60        # seconds until a QEMU that says nothing is given up
+TIMEOUT = 60        # seconds until a QEMU that does not answer counts as hung
 
 
 class BenchError(Exception):
-    """One sentence that tells why there is no measurement."""
+    """The reason, in a sentence, why nothing was measured."""
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -37,12 +37,13 @@ class Qemu:
     """
     A QEMU process; ends with the "with" block.
 
-    The constructor returns when QEMU has answered its first command, which is
-    after everything on its command line was made.
+    The constructor returns when QEMU has answered its first command: then
+    everything on the command line has been created.
+
+    start_seconds: the time from exec until then
 
     @param obj: the folder where QEMU was built
     @param args: arguments for QEMU
-    start_seconds: how long that took
     """
 
     def __init__(self, obj: Path, *args: str) -> None:
@@ -71,9 +72,10 @@ class Qemu:
         self.start_seconds = time.perf_counter() - start
 
     def idle_cpu_seconds(self) -> float:
-        """Wait until QEMU has nothing to do; return the CPU time it has used.
+        """
+        Wait until QEMU sleeps; returns the CPU time that it has used.
 
-        The kernel accounts for a process exactly when that goes to sleep.
+        Only while a process sleeps, the kernel knows its CPU time exactly.
         """
         pid = self._process.pid
         stat = Path(f'/proc/{pid}/stat')
@@ -83,12 +85,12 @@ class Qemu:
         return time.clock_gettime(~pid << 3 | 2)
 
     def send(self, command: str, **arguments: object) -> None:
-        """Send a command; has_reply() or execute() must come next."""
+        """Send a command; has_reply() must be called next."""
         message = {'execute': command, 'arguments': arguments}
         self._sock.sendall(json.dumps(message).encode())
 
     def has_reply(self, timeout: float) -> bool:
-        """Wait for the answer to the command; is it there?"""
+        """Wait for the reply to a command; false: there is none yet."""
         return bool(select.select([self._sock], [], [], timeout)[0])
 
     def execute(self, command: str, **arguments: object) -> Any:
@@ -99,9 +101,9 @@ class Qemu:
     def time_command(self, limit: float, command: str,
                      **arguments: object) -> Optional[float]:
         """
-        Return how many seconds a command took, None if more than the limit.
+        Return the seconds that a command took; None: more than the limit.
 
-        In the latter case QEMU may be blocked: nothing but kill() is sure.
+        After None QEMU may be blocked, and can only be killed.
         """
         start = time.perf_counter()
         self.send(command, **arguments)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The figures as a table for people and as JSON
+The figures as a table, and as JSON
 """
 import json
 import statistics
@@ -17,9 +17,12 @@ class Figure(NamedTuple):
     """
     A line of the table
 
-    beside: what ours is compared with, stock if the section has no columns
-    required: what is required, or a remark
-    passed: None where nothing is required
+    beside: the figure of what ours is compared with, which is stock unless the
+            section names other columns
+    noise: the ratio of two equal programs
+    required: the requirement, or a remark
+    passed: is the requirement met?  None if there is none.
+    values: all single measurements
     """
     name: str
     beside: str
@@ -75,7 +78,7 @@ class Report:
         """
         Add a section and print it.
 
-        @param columns: heads of the columns, but for the first
+        @param columns: heads of all columns except the first
         """
         if columns != self._columns:
             if self._columns:
@@ -88,16 +91,16 @@ class Report:
             print(f' {figure}', flush=True)
 
     def missed(self) -> List[str]:
-        """Names of the figures that are not as required."""
+        """Names of the figures that do not meet their requirement."""
         return [f'{heading}: {figure.name}'
                 for heading, figures in self._sections.items()
                 for figure in figures if figure.passed is False]
 
     def save(self, path: Path, keep: bool) -> None:
         """
-        Write everything, single measurements too, as JSON.
+        Write all figures with their single measurements as JSON.
 
-        @param keep: other sections that are there
+        @param keep: keep other sections of an existing file?
         """
         sections = (json.loads(path.read_text('utf-8'))
                     if keep and path.exists() else {})

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What the move of a guest costs, by the number of its disks
+The cost of a migration by the number of disks
 
-As elsewhere, a guest with vhost-user disks is compared with one that has as
-many plain disks, and that with another one like it.
+A guest with vhost-user disks is compared with a guest with as many plain
+disks, and that with another guest with as many plain disks.
 """
 import math
 import random
@@ -12,23 +12,23 @@ from typing import Dict, List, NamedTuple, Optional
 
 from lab.machines.watch import count_fds, memory
 
-from .transfer_downtime import AGAIN, PLAIN, VHOST, Setup, make_mover
-from .transfer_moves import Move, Mover, bed
+from .moving_guest import Move, MovingGuest, bench_scope
+from .transfer_downtime import AGAIN, PLAIN, VHOST, Setup, make_guest
 from .transfer_stream import Stream, measure_stream
 
 COUNTS = (1, 4, 16, 32, 64)
-FEW, MANY = 16, 64              # where the cost of a disk is compared
+FEW, MANY = 16, 64              # numbers for which the cost is compared
 ARMS = (PLAIN, AGAIN, VHOST)
 ROUNDS = 10
 
 
 class Cost(NamedTuple):
     """
-    What a move has cost.
+    The cost of a migration.
 
-    own: memory that the new QEMU shares with nobody, in MiB
-    peak: the most that it has ever had mapped and present, in MiB
-    held: files that it has open
+    own: private memory of the new QEMU in MiB
+    peak: the greatest resident set size of the new QEMU in MiB
+    held: file descriptors that the new QEMU has open
     """
     move: Move
     own: float
@@ -39,65 +39,65 @@ class Cost(NamedTuple):
 Costs = Dict[str, List[Cost]]
 
 
-def take_cost(mover: Mover) -> Cost:
-    """Move a guest."""
-    move = mover.move()
-    pid = mover.vm.get_pid()
+def take_cost(moving: MovingGuest) -> Cost:
+    """Migrate a guest."""
+    move = moving.move()
+    pid = moving.vm.get_pid()
     assert pid
     return Cost(move, memory(pid) / 2**20, memory(pid, 'VmHWM') / 2**20,
                 count_fds(pid))
 
 
-def wait_disks(mover: Mover, count: int) -> None:
-    """Wait until the guest has found all its disks."""
-    mover.guest.wait_until(
+def wait_disks(moving: MovingGuest, count: int) -> None:
+    """Wait until the guest has found all disks."""
+    moving.guest.wait_until(
         f'[ "$(ls /sys/block | grep -c ^vd)" -eq {count} ]')
 
 
 def measure_costs(count: int) -> Costs:
-    """Move guests with so many disks; a round is at each index."""
+    """Migrate guests with so many disks; each index is a round."""
     costs: Costs = {arm: [] for arm in ARMS}
-    with bed() as place:
-        movers = {arm: make_mover(place, arm, Setup(count)) for arm in ARMS}
-        for mover in movers.values():
-            wait_disks(mover, count)
-            # The first QEMU has state that those which follow do not have.
-            mover.move()
+    with bench_scope() as scope:
+        guests = {arm: make_guest(scope, arm, Setup(count)) for arm in ARMS}
+        for moving in guests.values():
+            wait_disks(moving, count)
+            # The first QEMU has state which later ones lack: do not count it.
+            moving.move()
         for _ in range(ROUNDS):
             for arm in random.sample(ARMS, len(ARMS)):
-                costs[arm].append(take_cost(movers[arm]))
+                costs[arm].append(take_cost(guests[arm]))
     return costs
 
 
 def count_maps(count: int) -> Dict[str, int]:
-    """How many memory maps the new QEMU makes while the guest pauses."""
+    """How many memory maps the new QEMU makes in the pause of the guest."""
     maps = {}
     for arm in (PLAIN, VHOST):
-        with bed() as place:
-            mover = make_mover(place, arm, Setup(count),
-                               ('-trace', 'flatview_new'))
-            mover.move()
-            maps[arm] = mover.move().maps
+        with bench_scope() as scope:
+            moving = make_guest(scope, arm, Setup(count),
+                                ('-trace', 'flatview_new'))
+            moving.move()
+            maps[arm] = moving.move().maps
     return maps
 
 
 def measure_sizes(count: int) -> Dict[str, Stream]:
-    """What is in the stream, by the kind of the disks."""
+    """The size of the stream, by the kind of the disks."""
     sizes = {}
     for arm, vhost, plain in ((PLAIN, 0, count), (VHOST, count, 0)):
-        with bed() as place:
-            sizes[arm] = measure_stream(place, vhost, plain)
+        with bench_scope() as scope:
+            sizes[arm] = measure_stream(scope, vhost, plain)
     return sizes
 
 
 class Growth(NamedTuple):
     """
-    How a cost grows with the number of disks.
+    The growth of a cost with the number of disks.
 
-    slope: of the straight line that is nearest to all counts
-    few, many: what each disk adds to the cost of one disk, up to FEW and MANY
+    slope: of the regression line
+    few, many: the cost that each disk adds to the first, up to FEW or MANY
     power: 1 if the growth from FEW to MANY is linear, 2 if it is quadratic;
-           None if there is none
+           None if the cost does not grow
     """
     slope: float
     few: float
@@ -106,7 +106,7 @@ class Growth(NamedTuple):
 
 
 def growth(costs: Dict[int, float]) -> Growth:
-    """Say how costs grow, which are given by the number of disks."""
+    """Return the growth of costs, which are given by number of disks."""
     slope, _ = statistics.linear_regression(list(costs), list(costs.values()))
     few, many = ((costs[count] - costs[1]) / (count - 1)
                  for count in (FEW, MANY))

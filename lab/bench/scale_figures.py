@@ -2,8 +2,7 @@
 """
 The figures of scale: many disks, many VMs, much memory
 
-Ratios are made of lower quartiles, as those of backend-transfer are; and so is
-what is said of the growth with the number of disks.
+Ratios and growth are made of lower quartiles, like those of backend-transfer.
 """
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -18,15 +17,15 @@ from .transfer_figures import sections
 
 DISK_COLUMNS = ('plain virtio-blk-pci', 'vhost-user-blk-pci', 'vhost/plain',
                 'plain/plain', 'remark')
-END = VMS // 4          # so many VMs are the first ones, and the last ones
+END = VMS // 4          # the first and the last so many VMs are compared
 
 
 def loading(cost: Cost) -> float:
-    """How long the new QEMU took to load the disks, in ms."""
+    """The ms that the new QEMU took to load the disks."""
     return sections([cost.move], 'loaded')['disks loaded']
 
 
-# What grows, and the digits that are worth to be printed.
+# What may grow with the number of disks, and how many digits are printed.
 QUANTITIES: Dict[str, Tuple[Callable[[Cost], float], int]] = {
     'pause, ms': (lambda cost: cost.move.pause, 1),
     'of which loading disks, ms': (loading, 1),
@@ -43,7 +42,7 @@ def name_of(count: int) -> str:
 
 
 def number(value: Optional[float]) -> str:
-    """A number in as many digits as it is worth."""
+    """A number with three digits, or without a fraction."""
     if value is None:
         return ''
     return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
@@ -51,7 +50,7 @@ def number(value: Optional[float]) -> str:
 
 def count_figure(count: int, costs: Costs, what: Callable[[Cost], float],
                  digits: int) -> Figure:
-    """Compare what so many disks cost."""
+    """Compare the cost of so many disks."""
     values = {arm: [what(cost) for cost in costs[arm]] for arm in ARMS}
     return Figure(
         name_of(count),
@@ -63,9 +62,9 @@ def count_figure(count: int, costs: Costs, what: Callable[[Cost], float],
 
 def growth_figures(costs: Dict[str, Dict[int, float]]) -> List[Figure]:
     """
-    Say how something grows.
+    Figures of the growth of a cost.
 
-    @param costs: by kind of disk, and by the number of disks
+    @param costs: by kind of disk, and by number of disks
     """
     found = {arm: growth(values) for arm, values in costs.items()}
     figures = []
@@ -83,7 +82,7 @@ def growth_figures(costs: Dict[str, Dict[int, float]]) -> List[Figure]:
 
 def quantity_figures(costs: Dict[int, Costs], what: Callable[[Cost], float],
                      digits: int) -> List[Figure]:
-    """Figures of one thing that grows."""
+    """Figures of a cost, by the number of disks."""
     figures = [count_figure(count, found, what, digits)
                for count, found in costs.items()]
     return figures + growth_figures({
@@ -92,7 +91,7 @@ def quantity_figures(costs: Dict[int, Costs], what: Callable[[Cost], float],
 
 
 def traced_figures(counts: Dict[int, Dict[str, int]]) -> List[Figure]:
-    """Figures of what is the same each time."""
+    """Figures of a cost that is the same in each migration."""
     figures = [Figure(name_of(count), number(found[PLAIN]),
                       number(found[VHOST]), values=found)
                for count, found in counts.items()]
@@ -162,7 +161,7 @@ def add_vms(report: Report) -> None:
 
 
 def ram_figures(rams: Dict[str, Moves], what: str) -> List[Figure]:
-    """Figures of one thing that a move takes, in ms."""
+    """Figures of a time of a migration, in ms."""
     figures = []
     for mode, moves in rams.items():
         small, large = ([getattr(move, what) for move in moves[size]]

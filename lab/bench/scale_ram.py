@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What the move of a guest costs, by the size of its memory
+The cost of a migration by the size of the guest's memory
 
-Three quarters of what the guest has free are filled, so that there is
-something to copy where RAM is copied.
+The guest fills three quarters of its free memory with random data, so that
+RAM that is copied is not zero.
 """
 import random
 from typing import Dict, List
 
-from lab.machines.chain import COPY
+from lab.machines.chain import COPY, MODES
 
+from .moving_guest import Move, MovingGuest, bench_scope
 from .transfer_downtime import vhost_disk
-from .transfer_moves import Move, Mover, bed
-from .transfer_stream import MODES
 
 SMALL, LARGE = '256M', '4G'
 ROUNDS = 12
-COPY_ROUNDS = 5         # which take much longer
+COPY_ROUNDS = 5         # fewer, since copying RAM takes long
 FILL = ("mount -t tmpfs -o size=100% none /mnt && "
         "dd if=/dev/urandom of=/tmp/seed bs=1M count=8 && "
         "for i in $(seq $(awk '/MemAvailable/ "
@@ -27,22 +26,22 @@ Moves = Dict[str, List[Move]]
 
 
 def measure_ram(mode: str) -> Moves:
-    """Move a small and a large guest; a round is at each index."""
+    """Migrate a small and a large guest; each index is a round."""
     moves: Moves = {SMALL: [], LARGE: []}
-    with bed() as place:
-        movers = {}
+    with bench_scope() as scope:
+        guests = {}
         for size in moves:
-            # What live-update asks for; by default it is 128 MiB/s.
-            movers[size] = mover = Mover(
-                place, vhost_disk(place, f'disk-{size}'), mode=mode,
+            # The bandwidth of live-update; the default is 128 MiB/s.
+            guests[size] = moving = MovingGuest(
+                scope, vhost_disk(scope, f'disk-{size}'), mode=mode,
                 memory=size, args=('-global', 'migration.x-max-bandwidth=1T'))
-            mover.guest.run(FILL, timeout=300)
+            moving.guest.run(FILL, timeout=300)
         for _ in range(COPY_ROUNDS if mode == COPY else ROUNDS):
             for size in random.sample(list(moves), len(moves)):
-                moves[size].append(movers[size].move())
+                moves[size].append(guests[size].move())
     return moves
 
 
 def measure_rams() -> Dict[str, Moves]:
-    """The moves of all modes."""
+    """The migrations in each mode."""
     return {mode: measure_ram(mode) for mode in MODES}

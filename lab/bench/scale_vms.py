@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Many VMs on this host, which are updated one after the other
+The cost of live updates on a host with many VMs
 
-Each is a daemon with a disk under light, verified load, and is updated by
-scripts/live-update: first one that is alone on the host, then all.
+Each VM has a disk under light, verified load.  First one VM is updated while
+it is alone on the host; then all VMs are started, and updated one after the
+other.
 """
 import os
 import time
@@ -12,16 +13,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Set
 
+from lab.machines.tool import Outcome
+from lab.machines.updated_vm import State, UpdatedVM
 from lab.machines.watch import memory
-from lab.tests.live_update_case import Outcome, Scene, State
 
+from .moving_guest import TRACE, Log, bench_errors, pause_between
 from .process import BenchError
-from .transfer_moves import TRACE, Log, bench_errors, pause_between
 
 VMS = 32
 ALONE = 8               # updates of the VM that is alone
 MEMORY = '96M'
-# A second that each disk carries out; more would keep two processors busy.
+# Requests a second of each disk; more would keep two processors busy.
 REQUESTS = 10
 TRACES = 'trace-'
 
@@ -30,7 +32,7 @@ class Update(NamedTuple):
     """
     An update of a VM.
 
-    seconds: how long the tool ran
+    seconds: how long live-update ran
     pause: how long the guest did not run, in ms
     """
     seconds: float
@@ -41,8 +43,8 @@ class Host(NamedTuple):
     """
     Memory in MiB.
 
-    used: of this host, whatever uses it
-    own: of all QEMUs, what is not shared
+    used: of the whole host
+    own: private memory of all QEMUs
     """
     used: float
     own: float
@@ -52,10 +54,10 @@ class Updates(NamedTuple):
     """
     All updates.
 
-    alone: of a VM that is the only one
+    alone: of the VM that was alone on the host
     among: of all VMs, in the order in which they were updated
-    before, after: the host when all VMs ran, and when all were updated
-    verified: blocks that the guests have written and read back
+    before, after: the host before and after the updates of all VMs
+    verified: blocks that the guests have written and verified
     """
     alone: List[Update]
     among: List[Update]
@@ -64,33 +66,33 @@ class Updates(NamedTuple):
     verified: int
 
 
-class Subject:
-    """A VM that is updated again and again."""
+class TracedVM:
+    """A VM that is updated again and again, with traces of each QEMU."""
 
     def __init__(self) -> None:
-        self.scene = Scene(*TRACE, size=MEMORY, limit=REQUESTS)
-        # QEMU puts a number there: each has a file of its own.
-        self.scene.vm.command += [
-            '-D', str(self.scene.vm.folder / f'{TRACES}%d')]
+        self.vm = UpdatedVM(*TRACE, size=MEMORY, limit=REQUESTS)
+        # QEMU replaces %d by its process id: each QEMU has its own file.
+        self.vm.qemu.command += [
+            '-D', str(self.vm.qemu.folder / f'{TRACES}%d')]
 
     def boot(self) -> None:
-        """Start it, without its load."""
-        self.scene.boot(load=False)
+        """Start the VM without load."""
+        self.vm.boot(load=False)
         self._source, = self._traces()
 
     def start_load(self) -> None:
-        """Have it do I/O."""
-        self.scene.start_load()
+        """Put load on the disk."""
+        self.vm.start_load()
 
     def _traces(self) -> Set[Path]:
-        return set(self.scene.vm.folder.glob(f'{TRACES}*'))
+        return set(self.vm.qemu.folder.glob(f'{TRACES}*'))
 
     def update(self) -> Update:
-        """Update it; nothing may change but QEMU."""
-        state, traces = self.scene.state(), self._traces()
-        pid = self.scene.vm.pid
+        """Update the VM; nothing may change but QEMU."""
+        state, traces = self.vm.state(), self._traces()
+        pid = self.vm.qemu.pid
         begin = time.monotonic()
-        outcome = self.scene.run()
+        outcome = self.vm.run()
         seconds = time.monotonic() - begin
         self._check(state, pid, outcome)
         dest, = self._traces() - traces
@@ -99,13 +101,13 @@ class Subject:
         return Update(seconds, pause.length)
 
     def _check(self, before: State, old: int, outcome: Outcome) -> None:
-        """Is all as it was, and does the guest do I/O?"""
+        """Nothing may have changed but QEMU, and the guest must do I/O."""
         if outcome.status:
             raise BenchError(f'live-update failed: {outcome.message}')
-        self.scene.vm.connect()
-        self.scene.guest.wait_records(REQUESTS)
-        after = self.scene.state()
-        wanted = set(before.pids) - {old} | {self.scene.vm.pid}
+        self.vm.qemu.connect()
+        self.vm.guest.wait_records(REQUESTS)
+        after = self.vm.state()
+        wanted = set(before.pids) - {old} | {self.vm.qemu.pid}
         if (set(after.pids) != wanted or after.memory != before.memory or
                 after.connections != before.connections or
                 files(after) != files(before)):
@@ -114,47 +116,47 @@ class Subject:
 
 
 def files(state: State) -> Dict[str, object]:
-    """The files of a VM, without the traces."""
+    """The files of a VM without the traces."""
     return {name: what for name, what in state.files.items()
             if TRACES not in name}
 
 
-def look(subjects: List[Subject]) -> Host:
-    """How much memory is used?"""
+def look(traced: List[TracedVM]) -> Host:
+    """Return the memory that is used."""
     lines = dict(line.split(':') for line in Path('/proc/meminfo').read_text(
         'utf-8').splitlines())
     total, free = (int(lines[name].split()[0]) / 1024
                    for name in ('MemTotal', 'MemAvailable'))
-    return Host(total - free, sum(memory(subject.scene.vm.pid)
-                                  for subject in subjects) / 2**20)
+    return Host(total - free, sum(memory(one.vm.qemu.pid)
+                                  for one in traced) / 2**20)
 
 
 @contextmanager
-def running(count: int) -> Iterator[List[Subject]]:
-    """So many VMs, of which the first runs."""
+def running(count: int) -> Iterator[List[TracedVM]]:
+    """So many VMs, of which the first is started, for a "with" block."""
     with bench_errors(), ExitStack() as stack:
-        subjects = []
+        traced = []
         for _ in range(count):
-            subjects.append(Subject())
-            stack.callback(subjects[-1].scene.close)
-        subjects[0].boot()
-        subjects[0].start_load()
-        yield subjects
+            traced.append(TracedVM())
+            stack.callback(traced[-1].vm.close)
+        traced[0].boot()
+        traced[0].start_load()
+        yield traced
 
 
 def measure_updates() -> Updates:
-    """Update a VM that is alone, and all."""
-    with running(VMS) as subjects:
-        alone = [subjects[0].update() for _ in range(ALONE)]
-        others = subjects[1:]
-        # Booting takes time on the processors, and starting the load does not.
+    """Update a VM while it is alone, and then each of all VMs."""
+    with running(VMS) as traced:
+        alone = [traced[0].update() for _ in range(ALONE)]
+        others = traced[1:]
+        # Booting needs a processor each; starting the load mostly waits.
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(Subject.boot, others))
+            list(pool.map(TracedVM.boot, others))
         with futures.ThreadPoolExecutor(len(others)) as pool:
-            list(pool.map(Subject.start_load, others))
-        before = look(subjects)
-        among = [subject.update() for subject in subjects]
-        after = look(subjects)
-        verified = sum(summary.verified for subject in subjects
-                       for summary in subject.scene.stop_load())
+            list(pool.map(TracedVM.start_load, others))
+        before = look(traced)
+        among = [one.update() for one in traced]
+        after = look(traced)
+        verified = sum(summary.verified for one in traced
+                       for summary in one.vm.stop_load())
     return Updates(alone, among, before, after, verified)

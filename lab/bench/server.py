@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Servers for the chardevs to be measured, on UNIX sockets
+UNIX socket servers, whose clients are the chardevs that are measured
 """
 import os
 import socket
 from types import TracebackType
-from typing import List, Optional, Self, Type
+from typing import List, Optional, Type, TypeVar
 
 from .process import TIMEOUT, BenchError
+
+S = TypeVar('S', bound='Server')
 
 
 class Server:
     """
-    A server that answers: clients can connect, accept() takes them.
+    A server that accepts clients.
 
-    @param path: where it listens until the end of the "with" block
-    @param backlog: how many clients need not wait for accept()
+    @param path: of its socket until the end of the "with" block
+    @param backlog: how many clients can connect before accept()
     """
 
     def __init__(self, path: str, backlog: int = 1) -> None:
@@ -32,7 +34,7 @@ class Server:
         return sock
 
     def drop_clients(self) -> None:
-        """Disconnect the clients that wait for accept()."""
+        """Disconnect clients that were not accepted yet."""
         self._listener.settimeout(0)
         try:
             while True:
@@ -40,7 +42,7 @@ class Server:
         except BlockingIOError:
             self._listener.settimeout(TIMEOUT)
 
-    def __enter__(self) -> Self:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(self, exc_type: Optional[Type[BaseException]],
@@ -51,20 +53,20 @@ class Server:
 
 
 class SilentServer(Server):
-    """A server that does not answer: whoever connects to it waits."""
+    """A server with a full backlog: clients block in connect()."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, backlog=0)
         self._clients: List[socket.socket] = []
         while self._is_connectable():
             if len(self._clients) > 16:
-                raise BenchError('this kernel has no limit for clients that '
-                                 'wait: run the benchmark on Linux')
+                raise BenchError('this kernel does not limit the backlog of a '
+                                 'socket: run the benchmark on Linux')
 
     def check(self) -> None:
-        """Make sure that it still does not answer."""
+        """Make sure that the backlog is still full."""
         if self._is_connectable():
-            raise BenchError('the server that must not answer has answered')
+            raise BenchError('the backlog of the silent server is not full')
 
     def _is_connectable(self) -> bool:
         """Would connect() return at once?"""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What is said of repeated measurements: the ratio of two, and its error
+Statistics of repeated measurements: ratios and their confidence intervals
 
-A Comparison has three arms that take turns: stock, stock once more, and ours.
-The second one shows how far two equal programs are apart in the same run.
+A Comparison has three arms, which are measured in turn: stock, stock again,
+and ours.  The second arm shows how much equal programs differ in the same run.
 """
 import random
 import statistics
@@ -14,7 +14,7 @@ Statistic = Callable[[Sequence[float]], float]
 
 
 def lower_quartile(values: Sequence[float]) -> float:
-    """A value that a quarter of them do not reach."""
+    """The value below which a quarter of the values are."""
     return sorted(values)[len(values) // 4]
 
 
@@ -27,7 +27,7 @@ class Ratio(NamedTuple):
     @classmethod
     def of(cls, above: Sequence[float], below: Sequence[float],
            typical: Statistic) -> 'Ratio':
-        """Divide the typical values; draw rounds anew for the interval."""
+        """Divide the typical values; the interval is bootstrapped."""
         rounds = range(len(above))
         dice = random.Random(0)
         ratios = []
@@ -39,7 +39,7 @@ class Ratio(NamedTuple):
         return cls(typical(above) / typical(below), ratios[25], ratios[974])
 
     def error(self) -> float:
-        """How far the interval reaches."""
+        """The distance of the farther end of the interval."""
         return max(self.high - self.value, self.value - self.low)
 
     def __str__(self) -> str:
@@ -48,9 +48,9 @@ class Ratio(NamedTuple):
 
 class Comparison:
     """
-    What each round has measured with each arm.
+    The measurements of each round with each arm.
 
-    @param typical: which value the ratios are made of
+    @param typical: the statistic of which ratios are made
     """
 
     def __init__(self, typical: Statistic = statistics.median) -> None:
@@ -78,5 +78,5 @@ class Comparison:
 
 
 def shuffled() -> List[str]:
-    """The arms in an order that differs from round to round."""
+    """The arms in random order."""
     return random.sample(ARMS, len(ARMS))

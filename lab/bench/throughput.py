@@ -6,9 +6,9 @@ Two filter-redirectors on an idle netdev forward packets from one chardev to
 another, as fast as the main loop can.  To measure receiving, packets go from
 a socket to a null chardev; to measure sending, from a pipe to a socket.
 
-The measure is bytes per second of the clock.  Bytes per second of QEMU's CPU
-time are told too: other users of the machine disturb that less, but it differs
-by a tenth from one process to the next.
+The required figure is bytes per second of wall time.  Bytes per second of the
+CPU time of QEMU are also printed: other load on the machine disturbs these
+less, but they differ by a tenth between processes.
 """
 import fcntl
 import os
@@ -26,9 +26,9 @@ from .stats import ARMS, Comparison, shuffled
 
 PACKET = (4092).to_bytes(4, 'big') + bytes(4092)    # net/net.c: length, data
 BURST = PACKET * 10         # two of them fit into a UNIX socket
-CHUNK = 100 * len(BURST)    # bytes from one look at the clock to the next
-CHUNKS = 24                 # in each round, by each arm
-PRECISION = 0.004           # of the ratio, when there were enough rounds
+CHUNK = 100 * len(BURST)    # bytes of a measurement
+CHUNKS = 24                 # measurements in each round, of each arm
+PRECISION = 0.004           # stop when the error of the ratio is so small
 MIN_ROUNDS = 8
 MAX_SECONDS = 55.0         # in each direction
 
@@ -49,7 +49,7 @@ def redirector(obj: Path, source: str, sink: str) -> Qemu:
 
 
 def unread(sock: socket.socket) -> int:
-    """How many bytes the peer has not read yet."""
+    """How many bytes the peer has not read."""
     return int.from_bytes(
         fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), 'little')
 
@@ -66,7 +66,7 @@ def receive_burst(sock: socket.socket, buffer: bytearray) -> None:
 
 def receiving(obj: Path, folder: str,
               stack: ExitStack) -> Tuple[Qemu, Transfer]:
-    """A QEMU, and what makes it receive a chunk."""
+    """A QEMU, and a function that has it receive a chunk."""
     with Server(f'{folder}/receive') as server:
         qemu = stack.enter_context(
             redirector(obj, f'socket,path={server.path}', 'null'))
@@ -82,7 +82,7 @@ def receiving(obj: Path, folder: str,
 
 def sending(obj: Path, folder: str,
             stack: ExitStack) -> Tuple[Qemu, Transfer]:
-    """A QEMU, and what makes it send a chunk."""
+    """A QEMU, and a function that has it send a chunk."""
     pipe = f'{folder}/pipe'
     os.mkfifo(pipe)
     with Server(f'{folder}/send') as server:
@@ -94,8 +94,8 @@ def sending(obj: Path, folder: str,
     buffer = bytearray(len(BURST))
 
     def transfer() -> None:
-        # One burst ahead of what was read back keeps QEMU busy; more could
-        # fill the socket, and a sender that finds it full sleeps.
+        # QEMU is busy if we are one burst ahead of it.  More could fill the
+        # socket, and then QEMU would sleep.
         source.write(BURST)
         for _ in range(CHUNK // len(BURST) - 1):
             source.write(BURST)
@@ -108,7 +108,7 @@ def sending(obj: Path, folder: str,
 def measure_round(launch: Starter,
                   objs: Dict[str, Path], folder: str,
                   cpu: Comparison, wall: Comparison) -> None:
-    """Start each arm anew, let them take turns, and add what they reached."""
+    """Start a QEMU for each arm, measure in turn, and add the best rates."""
     times: Dict[str, List[Tuple[float, float]]] = {arm: [] for arm in ARMS}
     with ExitStack() as stack:
         arms = {arm: launch(objs[arm], folder, stack) for arm in shuffled()}
@@ -123,7 +123,7 @@ def measure_round(launch: Starter,
                 times[arm].append((qemu.idle_cpu_seconds() - cpu_start,
                                    end - start))
     for column, comparison in enumerate((cpu, wall)):
-        # The best chunk is the one that others disturbed least.
+        # The best chunk is the one with the least disturbance.
         comparison.add({arm: CHUNK / 1e6 / min(t[column] for t in times[arm])
                         for arm in ARMS})
 

@@ -2,26 +2,28 @@
 """
 The figures of backend-transfer
 
-What is measured beside it, in the same run, is the same guest with plain
-virtio-blk-pci disks on a file, with no disk, and what stock QEMU offers.
-Ratios are made of lower quartiles, as those of start-up are.
+For comparison the same run measures guests with plain virtio-blk-pci disks on
+a file, guests without a disk, and updates as stock QEMU allows them.  Ratios
+are made of lower quartiles, like those of start-up.
 """
 from statistics import median
 from typing import Dict, List, Tuple
 
+from lab.machines.chain import MODES
+
+from .moving_guest import Move
 from .report import Figure, spread
 from .stats import Ratio, lower_quartile
 from .transfer_downtime import (AGAIN, BUSY, IDLE, NONE, PLAIN, SLOW, VHOST,
                                 Sample, measure_moves)
-from .transfer_moves import Move
-from .transfer_stream import MODES, measure_messages, measure_streams
+from .transfer_stream import measure_messages, measure_streams
 from .transfer_today import measure_today
 
 Samples = Dict[str, List[Sample]]
 
 
 def pauses(samples: List[Sample]) -> List[float]:
-    """The pauses of some moves, in ms."""
+    """The pauses of some migrations, in ms."""
     return [sample.move.pause for sample in samples]
 
 
@@ -37,7 +39,7 @@ def pause_figure(name: str, samples: Samples) -> Figure:
 
 
 def sections(moves: List[Move], what: str) -> Dict[str, float]:
-    """Time spent in what is "saved" or "loaded", in ms: disks, then others."""
+    """The ms in which disks and other devices are "saved" or "loaded"."""
     spent = {kind: median(getattr(move, what).get(kind, 0) for move in moves)
              for kind in getattr(moves[0], what)}
     disks = spent.pop('virtio-blk', 0) + spent.pop('vhost-user-blk', 0)
@@ -46,7 +48,7 @@ def sections(moves: List[Move], what: str) -> Dict[str, float]:
 
 
 def part_figures(name: str, samples: Samples) -> List[Figure]:
-    """What the pauses of a setup are made of."""
+    """Figures of the parts of the pauses of a setup."""
     arms = {}
     for arm in (NONE, PLAIN, VHOST):
         moves = [sample.move for sample in samples[arm]]
@@ -61,7 +63,7 @@ def part_figures(name: str, samples: Samples) -> List[Figure]:
 
 
 def idle_figures() -> Tuple[List[Figure], List[Figure]]:
-    """Figures of guests without I/O: the pauses, and what they are made of."""
+    """Figures of guests without I/O: the pauses, and their parts."""
     figures, parts = [], []
     for setup in IDLE:
         samples = measure_moves(setup)
@@ -71,7 +73,7 @@ def idle_figures() -> Tuple[List[Figure], List[Figure]]:
 
 
 def gap_figures(name: str, samples: Samples) -> List[Figure]:
-    """Compare the longest gaps in what the guest reports."""
+    """Compare the longest gaps between completions."""
     figures = []
     for what in ('gap', 'quiet'):
         values = {arm: [getattr(sample, what) for sample in taken]
@@ -103,9 +105,9 @@ def busy_figures() -> Tuple[List[Figure], List[Figure], List[float]]:
 
 def today_figures(ours: List[float]) -> List[Figure]:
     """
-    Compare with what stock offers.
+    Compare the time without a disk with that of stock QEMU.
 
-    @param ours: seconds without I/O when the disk moves
+    @param ours: the longest gaps between completions in seconds
     """
     return [Figure(name, spread(times, 2), spread(ours, 3),
                    f'{median(ours) / median(times):.3f}', '',
@@ -114,7 +116,7 @@ def today_figures(ours: List[float]) -> List[Figure]:
 
 
 def traffic_figures() -> List[Figure]:
-    """Figures of the back-end and of the stream."""
+    """Figures of messages to the back-end, and of the stream."""
     figures = []
     for mode in MODES:
         requests = measure_messages(mode)

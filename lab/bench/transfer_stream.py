@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What a disk adds to the migration stream, and what its back-end is told
+What a disk adds to the migration stream, and the messages to its back-end
 """
 from typing import Dict, List, NamedTuple
 
-from lab.machines.chain import COPY, CPR, IGNORE_SHARED
 from lab.machines.disks import Disk, Load
+from lab.machines.scope import Scope
 from lab.machines.watch import Messages, count_fds
 
-from .transfer_downtime import plain_disk, seat, vhost_disk
-from .transfer_moves import Bed, Mover, bed
-
-MODES = (IGNORE_SHARED, CPR, COPY)
+from .moving_guest import MovingGuest, bench_scope
+from .transfer_downtime import pci_slot, plain_disk, vhost_disk
 
 
 class Stream(NamedTuple):
@@ -19,8 +17,8 @@ class Stream(NamedTuple):
     What a disk adds.
 
     size: bytes in the stream
-    fds: files in the stream
-    held: files that QEMU has open
+    fds: file descriptors in the stream
+    held: file descriptors that QEMU has open
     """
     size: int
     fds: int
@@ -31,41 +29,42 @@ class Stream(NamedTuple):
 
 
 def measure_messages(mode: str) -> List[int]:
-    """Move a guest under load; which messages does the back-end get?"""
-    with bed() as place:
-        backend = place.daemon()
-        mover = Mover(place, Disk(backend), mode=mode)
-        load = Load(mover.guest)
-        with Messages(backend.pid, place.path('')) as messages:
-            mover.move()
+    """Migrate a guest under load; returns the messages to its back-end."""
+    with bench_scope() as scope:
+        backend = scope.daemon()
+        moving = MovingGuest(scope, Disk(backend), mode=mode)
+        load = Load(moving.guest)
+        with Messages(backend.pid, scope.path('')) as messages:
+            moving.move()
             load.advance()
         load.stop()
         return messages.requests
 
 
-def measure_stream(place: Bed, vhost: int, plain: int) -> Stream:
-    """Move an idle guest with so many disks."""
-    disks = [vhost_disk(place, f'd{n}', where=seat(n)) for n in range(vhost)]
+def measure_stream(scope: Scope, vhost: int, plain: int) -> Stream:
+    """Migrate an idle guest with so many disks of each kind."""
+    disks = [vhost_disk(scope, f'd{n}', where=pci_slot(n))
+             for n in range(vhost)]
     args = [arg for n in range(plain)
-            for arg in plain_disk(place, f'p{n}', where=seat(n))]
-    mover = Mover(place, *disks, args=tuple(args))
-    # The first QEMU has state that those which follow do not have.
-    mover.move()
-    relay = place.relay(mover.line)
-    move = mover.move(relay)
+            for arg in plain_disk(scope, f'p{n}', where=pci_slot(n))]
+    moving = MovingGuest(scope, *disks, args=tuple(args))
+    # The first QEMU has state which a QEMU that the guest migrated to lacks.
+    moving.move()
+    relay = moving.chain.relay()
+    move = moving.move(relay)
     relay.close()
-    return Stream(relay.passed, move.fds, count_fds(mover.vm.get_pid() or 0))
+    return Stream(relay.passed, move.fds, count_fds(moving.vm.get_pid() or 0))
 
 
 def measure_streams() -> Dict[str, Stream]:
-    """Return what a disk adds, by its kind."""
-    with bed() as place:
-        none = measure_stream(place, 0, 0)
-    with bed() as place:
-        plain = measure_stream(place, 0, 1)
-    with bed() as place:
-        vhost = measure_stream(place, 1, 0)
-    with bed() as place:
-        second = measure_stream(place, 2, 0)
+    """Return what a disk adds, by the kind of the disk."""
+    with bench_scope() as scope:
+        none = measure_stream(scope, 0, 0)
+    with bench_scope() as scope:
+        plain = measure_stream(scope, 0, 1)
+    with bench_scope() as scope:
+        vhost = measure_stream(scope, 1, 0)
+    with bench_scope() as scope:
+        second = measure_stream(scope, 2, 0)
     return {'plain': plain - none, 'vhost-user, the first': vhost - none,
             'vhost-user, the second': second - vhost}

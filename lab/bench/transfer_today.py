@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-How long a guest is without its disk by what stock QEMU offers for an update
+The time without a disk in an update as stock QEMU allows it
 
-Nobody waits between the steps, and the guest does nothing but I/O: in real
-life it has to unmount, or to stop and start its services.
+There is no pause between the steps, and the guest only does I/O: a real guest
+would have to unmount file systems, or to stop and start services.
 """
 from typing import Callable, Dict, List
 
 from lab import STOCK_OBJ
 from lab.machines.agent import Guest
-from lab.machines.chain import plug
 from lab.machines.disks import Disk, Load
+from lab.machines.scope import Scope
 from lab.machines.vm import HOTPLUG_BUSES
 
-from .transfer_moves import Bed, Mover, bed
+from .moving_guest import MovingGuest, bench_scope
 
 ROUNDS = 5
 
 
 def first_after(guest: Guest, end: float) -> float:
-    """Start I/O; seconds from end until the first request is complete."""
+    """Start I/O; returns the seconds from end to the first completion."""
     count = len(guest.records)
     load = Load(guest)
     seconds = guest.records[count].time - end
@@ -28,48 +28,48 @@ def first_after(guest: Guest, end: float) -> float:
 
 
 def last_before(guest: Guest) -> float:
-    """Do I/O for a while; when was the last request complete?"""
+    """Do I/O for a while; returns the time of the last completion."""
     Load(guest).stop()
     return guest.records[-1].time
 
 
-def unplug(place: Bed) -> List[float]:
-    """Unplug the disk, migrate, plug it again."""
-    disk = Disk(place.daemon(obj=STOCK_OBJ),
+def unplug(scope: Scope) -> List[float]:
+    """Unplug the disk, migrate, plug the disk again."""
+    disk = Disk(scope.daemon(obj=STOCK_OBJ),
                 options=f',bus={HOTPLUG_BUSES[0]}')
-    mover = Mover(place, transfer=False, obj=STOCK_OBJ)
-    plug(mover.vm, disk)
+    moving = MovingGuest(scope, transfer=False, obj=STOCK_OBJ)
+    disk.plug(moving.vm)
     times = []
     for _ in range(ROUNDS):
-        prepared = mover.prepare()
-        end = last_before(mover.guest)
-        mover.vm.delete_device(disk.name)
-        mover.vm.cmd('chardev-remove', id=f'c-{disk.name}')
+        prepared = moving.prepare()
+        end = last_before(moving.guest)
+        moving.vm.delete_device(disk.name)
+        moving.vm.cmd('chardev-remove', id=disk.chardev)
         prepared.move()
-        plug(mover.vm, disk)
-        times.append(first_after(mover.guest, end))
+        disk.plug(moving.vm)
+        times.append(first_after(moving.guest, end))
     return times
 
 
-def restart(place: Bed) -> List[float]:
-    """End the VM without asking its guest, and boot it again."""
-    disk = Disk(place.daemon(obj=STOCK_OBJ))
+def restart(scope: Scope) -> List[float]:
+    """End QEMU without a shutdown of the guest, and boot again."""
+    disk = Disk(scope.daemon(obj=STOCK_OBJ))
     times = []
-    mover = Mover(place, disk, obj=STOCK_OBJ)
+    moving = MovingGuest(scope, disk, obj=STOCK_OBJ)
     for _ in range(ROUNDS):
-        end = last_before(mover.guest)
-        mover.vm.shutdown()
-        mover = Mover(place, disk, obj=STOCK_OBJ)
-        times.append(first_after(mover.guest, end))
+        end = last_before(moving.guest)
+        moving.vm.shutdown()
+        moving = MovingGuest(scope, disk, obj=STOCK_OBJ)
+        times.append(first_after(moving.guest, end))
     return times
 
 
 def measure_today() -> Dict[str, List[float]]:
-    """Return the seconds without a disk, by what is done."""
-    ways: Dict[str, Callable[[Bed], List[float]]] = {
+    """Return the seconds without a disk, by the way of the update."""
+    ways: Dict[str, Callable[[Scope], List[float]]] = {
         'unplug, migrate, plug': unplug, 'end the VM, boot': restart}
     times = {}
     for name, way in ways.items():
-        with bed() as place:
-            times[name] = way(place)
+        with bench_scope() as scope:
+            times[name] = way(scope)
     return times

@@ -4,19 +4,18 @@ Show a disk whose chardev is created before there is a back-end for it
 
 A VM boots with a chardev that nobody serves.  The disk cannot be attached
 until the back-end is up; then the same command attaches it, and the guest
-writes blocks and reads them back.  Exits with a status other than 0 if
-anything does not go as told.
+writes blocks and reads them back.  The exit status is not 0 if anything
+differs from what is printed.
 """
 import signal
 import sys
-import tempfile
 import time
 
 from qemu.qmp import QMPError
 
 from lab import STOCK_OBJ
 from lab.machines.agent import GuestError
-from lab.machines.backend import StorageDaemon, make_disk
+from lab.machines.scope import Scope
 from lab.machines.vm import HOTPLUG_BUSES, VM, Properties, VMLaunchFailure
 
 BLOCKS = 5000
@@ -27,7 +26,7 @@ START = time.monotonic()
 
 
 class DemoError(Exception):
-    """Something did not go as told."""
+    """Something differs from what the demo prints."""
 
 
 def say(text: str) -> None:
@@ -42,22 +41,22 @@ def require(condition: bool, complaint: str) -> None:
 
 
 def state(vm: VM) -> str:
-    """What query-chardev says of the connection."""
+    """The state of the connection in query-chardev."""
     return str(vm.chardev('c').get('state', 'unknown'))
 
 
 def attach_in_vain(vm: VM) -> None:
-    """Attaching must fail, say why, and leave everything as it was."""
+    """Attaching must fail with a reason, and change nothing."""
     error = vm.attach_error(DISK)
     require(error != '', 'the disk was attached without a back-end')
     say(f'attach the disk:  {error}')
     require(state(vm) == 'postponed', f'the chardev is {state(vm)}')
     vm.guest.run('true')
-    say('                  the guest runs on')
+    say('                  the guest still runs')
 
 
 def attach_and_use(vm: VM) -> str:
-    """Attach the disk, work with it, detach it; returns a summary."""
+    """Attach the disk, use it, detach it; returns a summary."""
     vm.cmd('device_add', DISK)
     require(state(vm) == 'connected', f'the chardev is {state(vm)}')
     say('attach the disk:  done; query-chardev says "connected"')
@@ -78,7 +77,7 @@ def attach_and_use(vm: VM) -> str:
 
 
 def show_stock(chardev: str) -> None:
-    """What QEMU without the series does with the same arguments."""
+    """Start QEMU without the series with the same arguments."""
     if not (STOCK_OBJ / 'qemu-system-x86_64').exists():
         return
     vm = VM('-chardev', chardev, obj=STOCK_OBJ)
@@ -93,41 +92,42 @@ def show_stock(chardev: str) -> None:
     say('stock QEMU, same arguments: starts as well')
 
 
+def demonstrate(scope: Scope) -> str:
+    """The demo from begin to end; returns a summary"""
+    daemon = scope.daemon(start=False)
+    chardev = f'socket,id=c,path={daemon.path}'
+    vm = scope.vm('-chardev', chardev)
+    say(f'start a VM with -chardev {chardev} (no server listens there)')
+    vm.boot()
+    require(state(vm) == 'postponed', f'the chardev is {state(vm)}')
+    say('the guest is up; query-chardev says "postponed"')
+    attach_in_vain(vm)
+    daemon.start()
+    say('start the back-end (qemu-storage-daemon)')
+    outcome = attach_and_use(vm)
+    vm.shutdown()
+    show_stock(f'socket,id=c,path={scope.path("no-server.sock")}')
+    return outcome
+
+
 def main() -> None:
-    """The demo from begin to end"""
-    with tempfile.TemporaryDirectory() as folder:
-        path = f'{folder}/disk.sock'
-        chardev = f'socket,id=c,path={path}'
-        with VM('-chardev', chardev) as vm, \
-                StorageDaemon(path, make_disk(f'{folder}/disk.img')) as daemon:
-            say(f'start a VM with -chardev {chardev} (nobody listens there)')
-            vm.boot()
-            require(state(vm) == 'postponed', f'the chardev is {state(vm)}')
-            say('the guest is up; query-chardev says "postponed"')
-            attach_in_vain(vm)
-            daemon.start()
-            say('start the back-end (qemu-storage-daemon)')
-            outcome = attach_and_use(vm)
-        show_stock(f'socket,id=c,path={folder}/nobody.sock')
-    print(f"""
-Summary
-  The VM ran before its storage back-end existed.  Attaching the disk too
-  early was an error message, not the end of the VM.  With the back-end up:
-  {outcome}.""")
-
-
-def guarded_main() -> None:
-    """The demo, with one line for what may go wrong"""
+    """The demo, with one line for an error"""
     try:
-        main()
+        with Scope() as scope:
+            outcome = demonstrate(scope)
     except VMLaunchFailure as failure:
         sys.exit(f'FAILED: QEMU does not start: {failure.output}')
     except (DemoError, GuestError, QMPError) as error:
         sys.exit(f'FAILED: {error}')
     except KeyboardInterrupt:
         sys.exit(130)
+    print(f"""
+Summary
+  The VM ran before its storage back-end existed.  Attaching the disk too
+  early failed with an error message, and the VM ran on.  With the back-end up:
+  {outcome}.""")
 
 
 if __name__ == '__main__':
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    guarded_main()
+    main()

@@ -15,9 +15,9 @@ from qemu.live_update.report import Report, Step, Table, Text, write
 
 from lab import OBJ, ROOT, STOCK_OBJ
 
-from .live_updates import LiveUpdates, Update
 from .load import LEAD, of_disk
 from .stock_update import IS_BUILT, StockUpdate
+from .updated_guest import Update, UpdatedGuest
 
 OUT = ROOT / 'build/demo'
 STOCK = 'stock QEMU' if IS_BUILT else 'QEMU without live-update'
@@ -31,7 +31,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def typed(command: Sequence[str]) -> str:
-    """A command as one would type it in the folder of the repository."""
+    """A command as typed at the top of the repository."""
     words = [shlex.quote(word.replace(f'{ROOT}/', '')) for word in command]
     lines = words[:1]
     # An option and its value stay together.
@@ -43,7 +43,7 @@ def typed(command: Sequence[str]) -> str:
 
 
 def cells(number: int, update: Update) -> List[object]:
-    """What there is to say of an update, in the order of HEADS."""
+    """The figures of an update, in the order of HEADS."""
     old, new = update.pids
     return [number, f'{old} -> {new}',
             milliseconds(update.downtime), milliseconds(update.gap),
@@ -51,25 +51,29 @@ def cells(number: int, update: Update) -> List[object]:
             '?' if update.messages is None else update.messages]
 
 
-def verdict(live: LiveUpdates) -> str:
-    """The outcome in a sentence."""
-    return (f'{len(live.updates)} updates; fio wrote {live.verdict.written} '
-            f'blocks and verified {live.verdict.verified}: 0 errors')
+def verdict(guest: UpdatedGuest) -> str:
+    """The result in a sentence."""
+    return (f'{len(guest.updates)} updates; fio wrote {guest.verdict.written} '
+            f'blocks and verified {guest.verdict.verified}: 0 errors')
 
 
-def _panels(live: LiveUpdates, stock: StockUpdate) -> List[Panel]:
-    requests = live.watch.requests
-    worst = max(update.gap for update in live.updates)
+def _longest_gap(guest: UpdatedGuest) -> float:
+    return max(update.gap for update in guest.updates)
+
+
+def _panels(guest: UpdatedGuest, stock: StockUpdate) -> List[Panel]:
+    requests = guest.watch.requests
     return [
-        Panel(f'scripts/live-update, {len(live.updates)} times',
-              'Both disks are vhost-user-blk. Longest gap in I/O of "data": '
-              + milliseconds(worst), requests,
+        Panel(f'{len(guest.updates)} updates with scripts/live-update',
+              'Longest time in which no request of "data" completed: '
+              + milliseconds(_longest_gap(guest)), requests,
               [Mark(*update.paused, f'update {number}')
-               for number, update in enumerate(live.updates, 1)],
-              live.updates[0].begin - LEAD, live.ended),
-        # Its root disk would hide the gap.
+               for number, update in enumerate(guest.updates, 1)],
+              guest.updates[0].begin - LEAD, guest.ended),
+        # Dots of the root disk would hide the gap of the data disk.
         Panel(f'{"stock" if IS_BUILT else "without"}: unplug, migrate, plug',
-              'Only "data" is. fio has to let go of it, and open it again.',
+              'fio must close "data". No request completed for '
+              + milliseconds(stock.gap),
               of_disk(stock.requests, 'data'),
               [Mark(*stock.paused, 'update')],
               stock.steps[0].time - LEAD, stock.ended)]
@@ -89,41 +93,42 @@ def _field(path: str, name: str) -> str:
     return found[1] if found else 'unknown'
 
 
-def _facts(live: LiveUpdates) -> List[Tuple[str, str]]:
+def _facts(guest: UpdatedGuest) -> List[Tuple[str, str]]:
     memory = int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 2 ** 20
     facts = [('QEMU, before and after', _version(OBJ) + ' with the series')]
     if IS_BUILT:
         facts.append(('QEMU without it', _version(STOCK_OBJ)))
     return facts + [
-        ('guest', f'Linux {live.kernel}, 1 CPU (TCG), {live.fio}'),
+        ('guest', f'Linux {guest.kernel}, 1 CPU (TCG), {guest.fio}'),
         ('host', f'Linux {platform.release()}, {os.cpu_count()} x '
                  f'{_field("/proc/cpuinfo", "model name")}, '
                  f'{memory:.0f} GiB'),
-        ('drawn', 'each request, from when the guest submits it until it '
-                  'takes notice of its end, by the clock of the host')]
+        ('latency', 'from the moment when the guest submits a request until '
+                    'it has seen the completion, by the clock of the host')]
 
 
-def write_report(live: LiveUpdates, stock: StockUpdate,
+def write_report(guest: UpdatedGuest, stock: StockUpdate,
                  steps: Sequence[Step]) -> List[Path]:
-    """Write it; returns the paths of its files."""
+    """Write the report; returns the paths of its files."""
     OUT.mkdir(exist_ok=True)
     files = [OUT / 'live-update.html', OUT / 'live-update.png']
-    figure = draw(_panels(live, stock))
+    figure = draw(_panels(guest, stock))
     png(figure, str(files[1]))
     write(str(files[0]), Report(
-        'QEMU updated under a running VM', verdict(live), True, _facts(live),
-        svg(figure), 'Latency of each request over time. Beside '
-        'scripts/live-update the dots go on; with unplugging, there is a gap '
-        f'of {milliseconds(stock.gap)}.',
+        'QEMU updated under a running VM', verdict(guest), True, _facts(guest),
+        svg(figure), 'Latency of each request over time. With '
+        'scripts/live-update, the longest time in which no request of the '
+        f'data disk completed is {milliseconds(_longest_gap(guest))}; with '
+        f'unplugging, it is {milliseconds(stock.gap)}.',
         [Table('Updates by scripts/live-update', HEADS,
                [cells(number, update)
-                for number, update in enumerate(live.updates, 1)]),
+                for number, update in enumerate(guest.updates, 1)]),
          Table(f'{STOCK}: unplug, migrate, plug', HEADS[2:5],
                [[milliseconds(stock.downtime), milliseconds(stock.gap), 0]])],
-        [Text('Back-ends', '\n'.join(map(typed, live.backends))),
-         Text('VM', typed(live.vm.command)),
+        [Text('Back-ends', '\n'.join(map(typed, guest.backends))),
+         Text('VM', typed(guest.vm.command)),
          Text('In the guest: fio, with these jobs',
-              '\n'.join(live.jobs).replace(' ', '\n')),
-         Text('Each update', typed(live.command))],
+              '\n'.join(guest.jobs).replace(' ', '\n')),
+         Text('Each update', typed(guest.command))],
         [*steps, *stock.steps]))
     return files

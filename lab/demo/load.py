@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Load on a guest's disks: fio in the guest, and what the host sees of it
+Load on a guest's disks: fio in the guest, and its requests seen from the host
 
 fio writes blocks, reads them back and verifies them while it runs.
 """
@@ -15,11 +15,11 @@ from lab.machines.watch import wait_for
 
 Options = Dict[str, object]
 INTERRUPTED = 128               # exit status of fio after SIGINT
-LEAD = 1.0                      # seconds to look at before and after an update
+LEAD = 1.0                      # seconds of load before and after an update
 
 
 class Verdict(NamedTuple):
-    """What fio says in the end."""
+    """The result of fio: requests that were written and verified."""
     written: int
     verified: int
     error: int                  # an errno
@@ -29,11 +29,12 @@ class Fio:
     """
     A run of fio, until end().
 
-    job: what it was told
+    job: the job file, in one line
 
-    @param name: another one for each run that goes on at the same time
+    @param name: of the job; each run at the same time needs another name
     @param options: of fio
-    @param when: a shell command; fio is there, but waits until this has ended
+    @param when: a shell command; fio starts, but gets its job only when the
+                 command has ended
     """
     def __init__(self, guest: Guest, name: str, options: Options,
                  when: str = 'true') -> None:
@@ -56,20 +57,20 @@ class Fio:
 
     @property
     def begun(self) -> float:
-        """time.time() when it got its job, which it has by now."""
+        """The time.time() when fio got its job; it must have got it."""
         when, = (record.time for record in self._guest.records
                  if record.text == self._name)
         return when + time.time() - time.monotonic()
 
     def end(self) -> None:
-        """End it."""
+        """End fio."""
         self._guest.wait(self._guest.start(f'kill -INT $(cat {self._pid})'))
         self._reply = self._guest.wait(self._run)
 
     def verdict(self) -> Verdict:
-        """What it said; it must have found no error."""
+        """The result, which must be without an error."""
         report = self._guest.run(f'cat {self._report}')
-        # What it says of the signal comes first.
+        # A line about the signal comes first.
         job: Any = json.loads(report[report.index('{'):])['jobs'][0]
         verdict = Verdict(job['write']['total_ios'],
                           job['read']['total_ios'], job['error'])
@@ -81,7 +82,7 @@ class Fio:
 
 
 def total(verdicts: Iterable[Verdict]) -> Verdict:
-    """The sum of what several fio say, none of which has found an error."""
+    """The sum of several results."""
     result = Verdict(*map(sum, zip(*verdicts)))
     if not result.verified:
         raise GuestError('fio has not verified anything')
@@ -95,13 +96,13 @@ def of_disk(requests: Iterable[Request], disk: str) -> 'list[Request]':
 
 def longest_gap(requests: Iterable[Request], begin: float,
                 end: float) -> float:
-    """The longest time without a request of the data disk, in seconds."""
+    """The longest time without a completion of "data", in seconds."""
     return max(later - earlier for earlier, later in quiet(
         of_disk(requests, 'data'), begin, end))
 
 
 def wait_until_busy(watch: Watch, *disks: str) -> None:
-    """Wait until disks have been in use for some time, from now on."""
+    """Wait until each disk has been in use for LEAD seconds from now."""
     begin = time.time()
 
     def is_busy(disk: str) -> bool:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What stock QEMU offers for an update: unplug the disk, migrate, plug it again
+An update with stock QEMU: unplug the disk, migrate, plug the disk again
 
-The root disk cannot be unplugged, so it is a plain virtio-blk here.  The load
-on the data disk has to end for a while.  It is as short as can be: the new
-QEMU is there before, nobody waits between the steps, and the next fio only
-waits for the disk.
+The root disk cannot be unplugged: it is a plain virtio-blk disk here.  The
+load on the data disk must end before that is unplugged.  Everything else is
+prepared, so that the time without the disk is short: the new QEMU has been
+started, there is no pause between the steps, and the next fio only waits for
+the disk.
 """
 import time
 from pathlib import Path
@@ -17,13 +18,16 @@ from qemu.live_update.rings import Request, Watch, find_rings
 from lab import OBJ, STOCK_OBJ
 from lab.machines.agent import Guest
 from lab.machines.backend import Backend
-from lab.machines.server_vm import SLOT, Monitor, ServerVM
+from lab.machines.disks import Disk
+from lab.machines.monitor import Monitor
+from lab.machines.server_vm import SLOT, ServerVM
 from lab.machines.watch import wait_for
 
 from .load import Fio, Options, Verdict, longest_gap, total, wait_until_busy
 
 IS_BUILT = (STOCK_OBJ / 'qemu-system-x86_64').exists()
-# Waits in the guest.  It looks seldom, since that takes time of its only CPU.
+# Run in the guest: wait until /dev/vdb is another disk.  Polling more often
+# would take too much time of the guest's only CPU.
 ANOTHER_DISK = (
     'number=/sys/block/vdb/diskseq; read old <$number; until read new <$number'
     ' && [ $new != $old ] && [ -b /dev/vdb ]; do usleep 50000; done')
@@ -32,11 +36,16 @@ MIGRATION = {'x-ignore-shared', 'return-path', 'events'}
 
 class StockUpdate(NamedTuple):
     """
-    How it went; times are those of time.time().
+    The figures of an update; times are those of time.time().
 
-    steps: at the time when each of them began
-    ended: when it was seen enough of
-    gap: seconds without a request of the data disk
+    requests: of both disks, with some before and after the update
+    steps: each with the time when it began
+    ended: the end of the measurement
+    paused: when the guest was paused, and when it resumed
+    downtime: of the migration, as QEMU reports it, in seconds
+    gap: the longest time in which no request of the data disk completed, in
+         seconds
+    verdict: the result of fio
     """
     requests: List[Request]
     steps: List[Step]
@@ -47,14 +56,14 @@ class StockUpdate(NamedTuple):
     verdict: Verdict
 
 
-class Stage:
+class StockVM:
     """
-    A VM, and the load on its disks.
+    A VM with load on its disks.
 
-    @param folder: a new one, for its files
+    @param folder: a new one, for the files of the QEMUs
     @param ram: path of the file that is the guest's memory
-    @param image: the root disk's
-    @param data: serves the data disk
+    @param image: of the root disk
+    @param data: the back-end of the data disk
     @param load: options of fio for each disk
     """
     # pylint: disable=too-many-arguments, too-many-instance-attributes
@@ -63,7 +72,7 @@ class Stage:
                  load: Dict[str, Options]) -> None:
         folder.mkdir()
         self._guest = Guest()
-        self._data = data
+        self._data = Disk(data, 'data', f',bus={SLOT}')
         self._load = load
         self._path = f'{folder}/migration'
         self._steps: List[Step] = []
@@ -79,23 +88,20 @@ class Stage:
 
     def _plug(self, qmp: Monitor) -> None:
         self._step('plug', 'chardev-add')
-        address = {'type': 'unix', 'data': {'path': self._data.path}}
-        qmp.cmd('chardev-add', id='c', backend={'type': 'socket', 'data': {
-            'addr': address, 'server': False}})
+        self._data.add_chardev(qmp)
         self._step('plug', 'device_add')
-        qmp.cmd('device_add', driver='vhost-user-blk-pci', id='data',
-                chardev='c', bus=SLOT)
+        self._data.add_device(qmp)
 
     def _unplug(self, qmp: Monitor) -> None:
         self._step('unplug', 'device_del')
-        qmp.cmd('device_del', id='data')
+        qmp.cmd('device_del', id=self._data.name)
         qmp.wait('DEVICE_DELETED')
         self._step('unplug', 'chardev-remove')
-        qmp.cmd('chardev-remove', id='c')
+        qmp.cmd('chardev-remove', id=self._data.chardev)
 
     def _migrate(self, source: Monitor,
                  dest: Monitor) -> Tuple[float, float]:
-        self._step('migrate', 'to a new QEMU, which was started before')
+        self._step('migrate', 'to the new QEMU, which has been started')
         for qmp in (source, dest):
             qmp.cmd('migrate-set-capabilities', capabilities=[
                 {'capability': name, 'state': True} for name in MIGRATION])
@@ -107,19 +113,19 @@ class Stage:
 
     @staticmethod
     def _watch(vm: ServerVM, qmp: Monitor, device: str) -> Watch:
-        """Watch a disk that the guest uses."""
+        """Watch a disk which the driver of the guest has set up."""
         rings, _ = qmp.do(find_rings)
         return Watch(vm.pid, [ring for ring in rings if ring.device == device])
 
     @staticmethod
     def _is_used(qmp: Monitor) -> bool:
-        """Does the guest use the data disk?"""
+        """Has the driver of the guest set up the data disk?"""
         status = qmp.cmd('x-query-virtio-status',
                          path='/machine/peripheral/data/virtio-backend')
         return bool(status['vhost-started'])
 
-    def play(self) -> StockUpdate:
-        """Boot the guest, and update its QEMU under load."""
+    def update(self) -> StockUpdate:
+        """Boot the guest, put load on its disks, and update its QEMU."""
         self._old.boot()
         self._new.start('-incoming', 'defer')
         with self._old.monitor() as source, self._new.monitor() as dest:
@@ -150,12 +156,12 @@ class Stage:
             downtime = source.cmd('query-migrate')['downtime'] / 1000
         self._old.quit()
         self._new.quit()
-        # Those before are the kernel's, which looks for partitions.
+        # The requests before are the kernel's: it looks for partitions.
         loaded = [request for request in after.requests
                   if request.ended > next_data.begun]
         self._steps += [
             Step(next_data.begun, 'load', 'the next fio has found the disk'),
-            Step(loaded[0].ended, 'load', 'its first request is done')]
+            Step(loaded[0].ended, 'load', 'its first request has completed')]
         requests = [*always.requests, *before.requests, *loaded]
         return StockUpdate(
             requests, self._steps, ended, paused, downtime,

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Inputs for the fuzz targets in tests/unit, recorded from real transfers
+Inputs of the fuzz targets in tests/unit, recorded in real transfers
 """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The inputs of the fuzz targets, as files: see tests/unit/fuzz-target.h
+The file format of the inputs: see tests/unit/fuzz-target.h
 """
 import os
 import socket
@@ -37,7 +37,8 @@ def kind_of(number: int) -> Kind:
     """
     The kind of a file descriptor.
 
-    Guest memory looks like an inflight region: only its receiver knows.
+    A file with guest memory counts as an inflight region, from which it does
+    not differ.
     """
     mode = os.fstat(number).st_mode
     if stat.S_ISSOCK(mode):
@@ -46,13 +47,13 @@ def kind_of(number: int) -> Kind:
 
 
 class Input(NamedTuple):
-    """A stream, its files, and what the stream comes to."""
+    """A stream, the kinds of its files, and the options of the target."""
     stream: bytes
     kinds: Sequence[Kind]
     options: int = 0
 
     def to_bytes(self) -> bytes:
-        """What is in the file; it has no script."""
+        """The contents of the file."""
         assert len(self.kinds) <= MAX_FILES
         assert 0 < len(self.stream) <= MAX_STREAM
         return struct.pack('>BHB', len(self.kinds), len(self.stream),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The messages between QEMU and a back-end, as an input of a fuzz target
+Recording of the messages between QEMU and a back-end
 """
 import socket
 import struct
@@ -21,7 +21,7 @@ class _Message(NamedTuple):
 
 
 class _Direction:
-    """Cuts what passes in one direction into messages."""
+    """Splits the data of one direction into messages."""
 
     def __init__(self) -> None:
         self._data = b''
@@ -38,13 +38,13 @@ class _Direction:
         return message
 
     def add(self, data: bytes, fds: List[int]) -> List[_Message]:
-        """More has come: the messages that are complete now."""
+        """Add data; returns the messages that are complete now."""
         messages = []
         self._data += data
         while len(self._data) >= _HEADER.size and \
                 len(self._data) >= self._size():
             messages.append(self._take())
-        # The kernel ends what it returns behind a message that has files.
+        # recvmsg() returns no data that was sent after the files.
         if self._data:
             self._fds += fds
         elif messages:
@@ -54,9 +54,9 @@ class _Direction:
 
 class MessageRelay(Relay):
     """
-    A relay between QEMU and a back-end that notes what they say.
+    A relay between QEMU and a back-end that records messages.
 
-    Each message is passed on by itself: its files must come with its header.
+    It passes on each message separately: files must come with the header.
     """
 
     def __init__(self, path: str, target: str) -> None:
@@ -92,5 +92,5 @@ class MessageRelay(Relay):
             self._kinds += kinds
 
     def input(self) -> Input:
-        """All that was said so far, or as much of it as an input may have."""
+        """All messages so far, or the first that fit into an input."""
         return Input(self._stream, self._kinds)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Finds in a migration stream what the fuzz targets load
+Finds the parts of a migration stream that the fuzz targets load
 """
 import socket
 import struct
@@ -14,10 +14,10 @@ from .inputs import Input, Kind, kind_of
 # come the length of its name, the name and its version.
 _NAME = b'vhost-user-blk-backend/transfer'
 _BEGIN = bytes([5, len(_NAME)]) + _NAME + struct.pack('>I', 1)
-# A loader looks whether a subsection follows; the end of the stream does.
+# The loader reads one byte more, to see whether a subsection follows.
 _END = b'\0'
 
-# Of vhost-user-transfer: sizes and features, which are the device's own
+# Of vhost-user-transfer: sizes and features of the device, to be skipped
 _OWN_FIELDS = struct.calcsize('>IIIQ')
 # Of chardev-transfer: is_server, is_tn3270, telnet, num_fds
 _CONNECTION = struct.Struct('>??BH')
@@ -27,12 +27,12 @@ _SET_FEATURES, _SET_PROTOCOL_FEATURES = 2, 16
 _COUNT = struct.Struct('>I')
 # guest_addr, size, offset, then dev and ino, then name
 _REGION = struct.Struct('>24s16s8s')
-# known, and what matters only to the loader; rewind, files
+# known, other fields, rewind, files
 _RING = struct.Struct('>I16s32s?B')
 _KICK = 1 << 12
 _INFLIGHT = struct.Struct('>QQHHB')
 
-# What a target takes for guest memory: see fuzz-vhost-user-session.c
+# The identities of guest memory in a target: see fuzz-vhost-user-session.c
 _MEMORY_FILES = [b'guest-memory-of-', b'huest-memory-of-']
 # Its options: a bit for each protocol feature; packed rings; started
 _PROTOCOL_FEATURES = {15: 4, 12: 8, 5: 16, 16: 32}
@@ -44,7 +44,7 @@ _TELNET, _TN3270 = 7, 8
 
 
 class StreamRelay(Relay):
-    """A relay between two QEMUs that also notes which files pass."""
+    """A relay between two QEMUs that records the kinds of files."""
 
     def __init__(self, path: str, target: str) -> None:
         self.files: List[Tuple[int, Kind]] = []
@@ -52,20 +52,20 @@ class StreamRelay(Relay):
 
     def forward(self, dest: socket.socket, data: bytes,
                 fds: List[int]) -> None:
-        # The kernel ends what it returns behind a byte that has files.
+        # recvmsg() returns no data after the byte with which the files came.
         place = self.passed + len(data) - 1
         self.files += [(place, kind_of(number)) for number in fds]
         super().forward(dest, data, fds)
 
 
 class Transfer(NamedTuple):
-    """What one disk had in a stream."""
+    """The parts of a disk in a stream."""
     connection: Input
     session: Input
 
 
 class _Reader:
-    """Takes parts off a stream, and the files that came with them."""
+    """Reads parts of a stream, and the files that came with them."""
 
     def __init__(self, relay: StreamRelay, place: int) -> None:
         self._stream = relay.stream
@@ -85,11 +85,11 @@ class _Reader:
         return count
 
     def since(self, place: int) -> bytes:
-        """All from a place up to here."""
+        """The data from a place to the current one."""
         return self._stream[place:self.place]
 
     def kinds_since(self, place: int) -> List[Kind]:
-        """The kinds of the files that came from a place up to here."""
+        """The kinds of the files from a place to the current one."""
         return [kind for where, kind in self._files
                 if place <= where - self._start < self.place]
 
@@ -110,7 +110,7 @@ def _read_connection(reader: _Reader) -> Input:
 
 
 def _features(values: Sequence[int]) -> int:
-    """The device's features, as options."""
+    """The features of the device, as options of the target."""
     protocol = values[_SET_PROTOCOL_FEATURES]
     options = sum(option for bit, option in _PROTOCOL_FEATURES.items()
                   if protocol & 1 << bit)
@@ -118,7 +118,7 @@ def _features(values: Sequence[int]) -> int:
 
 
 def _read_regions(reader: _Reader) -> Dict[bytes, bytes]:
-    """What is to stand for the identities of the files of guest memory."""
+    """Replacements for the identities of the files with guest memory."""
     count, = reader.take(_COUNT)
     identities: Dict[bytes, bytes] = {}
     for _ in range(count):
@@ -129,7 +129,7 @@ def _read_regions(reader: _Reader) -> Dict[bytes, bytes]:
 
 
 def _read_rings(reader: _Reader) -> Tuple[int, int]:
-    """The number of rings and whether one runs, as options; and of files."""
+    """Options for the number and the state of rings; the number of files."""
     rings, = reader.take(_COUNT)
     options = max(1, min(rings, 4)) - 1
     count = 0
@@ -156,7 +156,7 @@ def _read_session(reader: _Reader) -> Input:
 
 
 def transfers(relay: StreamRelay) -> Iterator[Transfer]:
-    """What the disks had in the stream that has passed a relay."""
+    """The parts of all disks in the stream that a relay has recorded."""
     place = relay.stream.find(_BEGIN)
     while place >= 0:
         reader = _Reader(relay, place + len(_BEGIN) + _OWN_FIELDS)

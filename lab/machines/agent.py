@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Talk to a guest: run commands in it, collect what it reports
+Talk to a guest: run shell commands in it, and collect its records
 
-The other end is lab/guest/init, whose first comment describes the protocol.  A
-Guest outlives the QEMU that it runs in: when it moves to another one, the
-ports of both deliver to the same Guest, and a command started in the first
-may be answered through the second.
+The first comment of lab/guest/init, which runs in the guest, describes the
+protocol.  A Guest object outlives the QEMU that runs the guest: after a
+migration, the ports of both QEMUs deliver to the same object, and the reply to
+a command that was sent through one QEMU may arrive through the other.
 """
 import base64
 import itertools
@@ -21,13 +21,13 @@ class GuestError(Exception):
 
 
 class Record(NamedTuple):
-    """A line that the guest wrote to the port "records"."""
-    time: float             # time.monotonic() of this host at its arrival
+    """A line that the guest has written to the port "records"."""
+    time: float             # time.monotonic() when the line arrived
     text: str
 
 
 class Reply(NamedTuple):
-    """The outcome of a command."""
+    """The exit status and the output of a command."""
     status: int
     output: str
 
@@ -37,12 +37,12 @@ class Summary(NamedTuple):
     written: int
     verified: int
     errors: int
-    size: int               # bytes that were read back and found right
+    size: int               # bytes that were read back and verified
     seconds: float
 
     @classmethod
     def parse(cls, output: str) -> 'Summary':
-        """Take the summary from the output of blkverify."""
+        """Find the summary in the output of blkverify."""
         found = re.search(r'written (\d+), verified (\d+), errors (\d+), '
                           r'bytes (\d+), seconds ([\d.]+)', output)
         if not found:
@@ -55,7 +55,7 @@ def blkverify(device: str, *flags: str, **options: object) -> str:
     """
     Return the command that runs blkverify in the guest.
 
-    Its completions go to the port "records", tagged with the device's name.
+    It reports completions to the port "records", with the device's name.
     """
     words = ['exec', 'blkverify', '--report 3', f'--tag {device}', *flags]
     words += [f'--{name.replace("_", "-")} {value}'
@@ -65,9 +65,9 @@ def blkverify(device: str, *flags: str, **options: object) -> str:
 
 class Guest:
     """
-    A guest, whichever QEMU it runs in.
+    A guest, in whichever QEMU it runs.
 
-    records: what the guest has reported, in order of arrival.
+    records: lines that the guest has written to the port "records"
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Guest:
         self._agent: Optional[socket.socket] = None
 
     def add_ports(self, agent: socket.socket, records: socket.socket) -> None:
-        """Take lines from the ports of a QEMU, which may be the second."""
+        """Read from the ports of a QEMU, in addition to earlier ports."""
         for sock, deliver in ((agent, self._add_reply),
                               (records, self._add_record)):
             self._readers += 1
@@ -89,11 +89,11 @@ class Guest:
             self._agent = agent
 
     def moved_to(self, agent: socket.socket) -> None:
-        """From now on send commands through this port."""
+        """Send commands through this port from now on."""
         self._agent = agent
 
     def wait_booted(self, timeout: float = 120) -> None:
-        """Wait until the guest has announced that it obeys commands."""
+        """Wait until the guest has announced that it takes commands."""
         self.wait(0, timeout)
 
     def start(self, command: str) -> int:
@@ -104,7 +104,7 @@ class Guest:
         return number
 
     def wait(self, number: int, timeout: float = 60) -> Reply:
-        """Wait for the outcome of a command that start() has started."""
+        """Wait for the reply to a command that start() has started."""
         with self._changed:
             self._changed.wait_for(
                 lambda: number in self._replies or not self._readers, timeout)
@@ -112,10 +112,10 @@ class Guest:
                 return self._replies.pop(number)
         raise GuestError(
             f'no answer from the guest within {timeout} s'
-            if self._readers else 'QEMU ended while the guest was at work')
+            if self._readers else 'QEMU ended before the guest answered')
 
     def run(self, command: str, timeout: float = 60) -> str:
-        """Run a shell command and return its output; it must succeed."""
+        """Run a shell command, which must succeed; returns its output."""
         reply = self.wait(self.start(command), timeout)
         if reply.status:
             raise GuestError(f'"{command}" failed in the guest with status '
@@ -128,7 +128,7 @@ class Guest:
 
     def verify(self, device: str, *flags: str, timeout: float = 120,
                **options: object) -> Summary:
-        """Run blkverify to its end; every block must be right."""
+        """Run blkverify to its end; it must have exit status 0."""
         return Summary.parse(
             self.run(blkverify(device, *flags, **options), timeout))
 

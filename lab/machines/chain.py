@@ -1,68 +1,74 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A guest that moves from QEMU to QEMU while its disks stay with their back-ends
+A guest that migrates from QEMU to QEMU, and its disks with backend-transfer
 """
 import os
 import signal
 from concurrent import futures
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from qemu.live_update.process import is_listening
 
-from lab.tests.testcase import TestCase
-
 from .agent import Guest
 from .disks import Disk
+from .relay import Relay
+from .scope import Scope
 from .vm import VM, VMLaunchFailure
 from .watch import wait_for
 
-# How RAM gets to the new QEMU: it opens the same file; it gets the memory's
-# file descriptors; all is copied.
-IGNORE_SHARED, CPR, COPY = 'x-ignore-shared', 'cpr-transfer', 'copy'
+# How the new QEMU gets the guest's RAM: it opens the same file; it gets the
+# file descriptor of a memfd; RAM is copied through the migration stream.
+MODES = IGNORE_SHARED, CPR, COPY = 'x-ignore-shared', 'cpr-transfer', 'copy'
 Starting = futures.Future[None]
 ENDS = 'completed', 'failed', 'cancelled'
 
 
 class TransferFailed(Exception):
-    """A migration did not end as it should; says why."""
+    """A migration had another end than the expected one; says which."""
 
 
-class Line:
+class Chain:
     """
-    QEMUs that run the same guest one after the other.
+    QEMUs that run the same guest, one after the other.
 
-    @param disks: of the guest
-    @param mode: how RAM gets to the next QEMU
-    @param kernel: is our guest to boot?  Else the firmware finds a disk.
-    @param options: of all VMs; see vm.VM
+    path: of the socket on which a destination waits for the migration
+
+    @param scope: owns the QEMUs
+    @param disks: vhost-user disks of the guest
+    @param mode: how the next QEMU gets the guest's RAM
+    @param kernel: is the kernel of our guest given to QEMU?  Else the
+                   firmware boots from a disk.
+    @param make: makes the QEMUs, in place of scope.vm()
+    @param options: of all QEMUs; see vm.VM
     """
 
-    def __init__(self, test: TestCase, *disks: Disk, mode: str = IGNORE_SHARED,
+    def __init__(self, scope: Scope, *disks: Disk, mode: str = IGNORE_SHARED,
                  args: Tuple[str, ...] = (), kernel: bool = True,
+                 make: Optional[Callable[..., VM]] = None,
                  **options: Any) -> None:
         self.guest = Guest()
         self.mode = mode
         self.disks = list(disks)
-        self.path = test.path('migration')
-        self._cpr_path = test.path('cpr')
-        self._test = test
+        self.path = scope.path('migration')
+        self._cpr_path = scope.path('cpr')
+        self._scope = scope
+        self._make = make or scope.vm
         self._args = args
         self._kernel = kernel
         self._options = options
         self._starting: Dict[VM, Starting] = {}
         if mode == IGNORE_SHARED:
-            memory = f'/dev/shm/qemu-functional-{os.getpid()}-{id(self):x}'
-            test.addCleanup(Path(memory).unlink, missing_ok=True)
-            options['ram'] = f'memory-backend-file,share=on,mem-path={memory}'
+            options['ram'] = ('memory-backend-file,share=on,mem-path='
+                              f'{scope.memory()}')
         elif mode == CPR:
             self._args += ('-machine', 'aux-ram-share=on')
 
     def vm(self, *args: str, disks: Optional[List[Disk]] = None,
            **options: Any) -> VM:
-        """One of the QEMUs; it is not started yet."""
+        """Another QEMU, which is not started yet."""
         disks = self.disks if disks is None else disks
-        vm = self._test.vm(
+        vm = self._make(
             *self._args, *(arg for disk in disks for arg in disk.args()),
             *args, guest=self.guest, **{**self._options, **options})
         for option in () if self._kernel else ('-kernel', '-initrd',
@@ -81,7 +87,7 @@ class Line:
         """
         Start a QEMU that waits for the guest.
 
-        Its monitor answers when this returns; with CPR, not before send().
+        On return its monitor answers; with CPR, only after send().
         """
         incoming = ['-incoming', 'defer']
         if self.mode == CPR:
@@ -102,22 +108,22 @@ class Line:
         self._await(vm, self._start(vm))
 
     def _start(self, vm: VM) -> Starting:
-        """Launch it in a thread of its own: QMP's event loop is per thread."""
+        """Launch QEMU in a thread: each thread has its QMP event loop."""
         pool = futures.ThreadPoolExecutor(1)
         starting = pool.submit(vm.launch)
-        self._test.addCleanup(self._abandon, vm, starting)
+        self._scope.callback(self._abandon, vm, starting)
         return starting
 
     @staticmethod
     def _abandon(vm: VM, starting: Starting) -> None:
-        """Kill a QEMU whose monitor does not answer."""
+        """Kill a QEMU that has not answered on its monitor."""
         pid = vm.get_pid()
         if pid and not starting.done():
             os.kill(pid, signal.SIGKILL)
         starting.exception()
 
     def _await(self, vm: VM, starting: Starting, timeout: float = 10) -> None:
-        """Wait until the monitor answers."""
+        """Wait until the monitor of a QEMU answers."""
         try:
             starting.result(timeout)
         except futures.TimeoutError:
@@ -129,7 +135,7 @@ class Line:
 
     def prepare(self, vm: VM, transfer: bool = True,
                 source: bool = False) -> None:
-        """Set the parameters of migration; transfer is backend-transfer."""
+        """Set up migration; transfer is the parameter backend-transfer."""
         wanted = ['return-path', 'events']
         if self.mode == IGNORE_SHARED:
             wanted.append('x-ignore-shared')
@@ -147,8 +153,9 @@ class Line:
         """
         Start a migration.
 
-        @param path: where the source connects to, if not to dest
-        @param transfer: is backend-transfer on in source and dest?
+        @param path: of the socket to which the source connects, if it is not
+                     the one of dest
+        @param transfer: the parameter backend-transfer of source and dest
         """
         def channel(kind: str, where: str) -> Dict[str, object]:
             return {'channel-type': kind, 'addr': {
@@ -167,9 +174,9 @@ class Line:
 
     def send_half(self, source: VM) -> VM:
         """
-        Migrate until the VM has stopped and nothing is handed over yet.
+        Migrate until the VM has stopped, before any back-end is handed over.
 
-        migrate-continue goes on with it.
+        The command migrate-continue completes the migration.
         """
         source.cmd('migrate-set-capabilities', capabilities=[
             {'capability': 'pause-before-switchover', 'state': True}])
@@ -180,12 +187,12 @@ class Line:
         return dest
 
     def receive(self, dest: VM) -> None:
-        """Have a QEMU listen; it will not exit when migration fails."""
+        """Have a QEMU listen; a failed migration will not end it."""
         dest.cmd('migrate-incoming', {'uri': f'unix:{self.path}',
                                       'exit-on-error': False})
 
     def transfer(self, source: VM, dest: Optional[VM] = None) -> VM:
-        """Move the guest to dest, or to a new QEMU, and return that."""
+        """Migrate the guest to dest, or to a new QEMU, and return that."""
         dest = dest or self.destination()
         self.send(source, dest)
         self.arrive(source, dest)
@@ -200,45 +207,43 @@ class Line:
         except TransferFailed as error:
             raise TransferFailed(f'{error}; the destination said: '
                                  f'{dest.output()}') from error
-        # It says "completed" a moment before.
+        # The migration is "completed" a moment before.
         wait_for('the source is in postmigrate',
                  lambda: status(source) == 'postmigrate')
 
+    def relay(self, **options: Any) -> Relay:
+        """A relay between the next source and the next destination."""
+        relay = Relay(self._scope.path('relay'), self.path, **options)
+        self._scope.callback(relay.close)
+        return relay
+
     def arrive(self, source: VM, dest: VM) -> None:
-        """Wait until a guest that was sent runs at its new place."""
+        """Wait until the guest of a migration runs in the destination."""
         self.settle(source, dest)
         dest.event_wait('RESUME')
         dest.take_guest()
 
 
-def plug(vm: VM, disk: Disk) -> None:
-    """Hot-plug a disk."""
-    vm.add_chardev(f'c-{disk.name}', disk.backend.path)
-    options = dict(option.split('=') for option in disk.options.split(',')[1:])
-    vm.cmd('device_add', {'driver': 'vhost-user-blk-pci', 'id': disk.name,
-                          'chardev': f'c-{disk.name}', **options})
-
-
 def status(vm: VM) -> str:
-    """The run state of a VM."""
+    """The status of query-status."""
     answer: Any = vm.cmd('query-status')
     return str(answer['status'])
 
 
 def migration_status(vm: VM) -> str:
-    """How far a migration is."""
+    """The status of query-migrate."""
     answer: Any = vm.cmd('query-migrate')
     return str(answer['status'])
 
 
 def migration_error(vm: VM) -> str:
-    """Why a migration has failed."""
+    """The error of query-migrate; empty if there is none."""
     answer: Any = vm.cmd('query-migrate')
     return str(answer.get('error-desc', ''))
 
 
 def wait_end(vm: VM, *ends: str) -> None:
-    """Wait until a migration has come to one of these ends, and no other."""
+    """Wait until a migration has ended, by default with "completed"."""
     found = ''
     while found not in ENDS:
         event: Any = vm.event_wait('MIGRATION')

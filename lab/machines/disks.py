@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Disks that are to be moved, their back-ends, and load on them
+vhost-user disks of a VM, and load on them
 """
-from pathlib import Path
-from typing import Any, List, Union
-
-from lab import OBJ
+from typing import Any, Dict, List, Union
 
 from .agent import Guest, Summary, blkverify
-from .backend import Backend, StorageDaemon
-from .server_vm import Monitor
+from .backend import Backend
+from .monitor import Monitor
 from .vm import VM
 from .watch import wait_for
+
+AnyMonitor = Union[VM, Monitor]
+
+
+def add_chardev(monitor: AnyMonitor, name: str, path: str,
+                **options: object) -> None:
+    """Create a chardev that is a client of a UNIX socket."""
+    backend = {'addr': {'type': 'unix', 'data': {'path': path}},
+               'server': False,
+               **{k.replace('_', '-'): v for k, v in options.items()}}
+    monitor.cmd('chardev-add', id=name,
+                backend={'type': 'socket', 'data': backend})
+
+
+def parse(options: str) -> Dict[str, Any]:
+    """Split options of a command line, which begin with a comma."""
+    return dict(option.split('=') for option in options.split(',')[1:])
 
 
 class Disk:
     """
-    A vhost-user disk, as QEMU is told of it.
+    A vhost-user disk.
 
     @param options: of the device, such as ',num-queues=2'
     @param chardev: options of the chardev, such as ',reconnect-ms=100'
@@ -25,27 +39,44 @@ class Disk:
                  chardev: str = '') -> None:
         self.backend = backend
         self.name = name
-        self.options = options
-        self.chardev = chardev
+        self.chardev = f'c-{name}'
+        self._options = options
+        self._chardev_options = chardev
 
     def but(self, options: str) -> 'Disk':
-        """The same disk with more options."""
-        return Disk(self.backend, self.name, self.options + options,
-                    self.chardev)
+        """The same disk with more options of the device."""
+        return Disk(self.backend, self.name, self._options + options,
+                    self._chardev_options)
 
     def args(self) -> List[str]:
-        """The arguments that create it."""
-        return ['-chardev', f'socket,id=c-{self.name},path={self.backend.path}'
-                            f'{self.chardev}',
+        """Arguments of a QEMU with the disk."""
+        return ['-chardev', f'socket,id={self.chardev},path='
+                            f'{self.backend.path}{self._chardev_options}',
                 '-device', f'vhost-user-blk-pci,id={self.name},'
-                           f'chardev=c-{self.name}{self.options}']
+                           f'chardev={self.chardev}{self._options}']
 
-    def wait_connected(self, monitor: Union[VM, Monitor],
+    def plug(self, monitor: AnyMonitor) -> None:
+        """Hot-plug the disk."""
+        self.add_chardev(monitor)
+        self.add_device(monitor)
+
+    def add_chardev(self, monitor: AnyMonitor) -> None:
+        """Create the chardev, for add_device()."""
+        add_chardev(monitor, self.chardev, self.backend.path, **{
+            name: int(value) if value.isdecimal() else value
+            for name, value in parse(self._chardev_options).items()})
+
+    def add_device(self, monitor: AnyMonitor) -> None:
+        """Hot-plug the device; add_chardev() must come first."""
+        monitor.cmd('device_add', driver='vhost-user-blk-pci', id=self.name,
+                    chardev=self.chardev, **parse(self._options))
+
+    def wait_connected(self, monitor: AnyMonitor,
                        connected: bool = True) -> None:
-        """Wait until QEMU has its connection, or knows that it has none."""
+        """Wait until QEMU has, or has noticed the loss of, the connection."""
         def is_connected() -> bool:
             chardevs: Any = monitor.cmd('query-chardev')
-            return any(chardev['label'] == f'c-{self.name}' and
+            return any(chardev['label'] == self.chardev and
                        chardev.get('state') == 'connected'
                        for chardev in chardevs)
 
@@ -53,45 +84,13 @@ class Disk:
                  lambda: is_connected() == connected)
 
 
-class Daemon(StorageDaemon):
-    """
-    A qemu-storage-daemon that can be told to change its disk.
-
-    @param limit: requests a second that it carries out; 0: no limit
-    @param share: may another process have the file open, too?
-    """
-
-    def __init__(self, path: str, disk: str, *filters: str, options: str = '',
-                 obj: Path = OBJ, limit: int = 0, share: bool = False) -> None:
-        if limit:
-            filters = (*filters, 'driver=throttle,node-name=disk,'
-                       'throttle-group=group,file=file')
-        super().__init__(path, disk + (',locking=off' if share else ''),
-                         *filters, options=options, obj=obj)
-        self._limit = limit
-        self._monitor = f'{path}.qmp'
-
-    def arguments(self) -> List[str]:
-        program, *arguments = super().arguments()
-        return [
-            program, '--object', 'throttle-group,id=group,x-iops-total='
-            f'{self._limit}', *arguments, '--chardev',
-            f'socket,id=qmp,path={self._monitor},server=on,wait=off',
-            '--monitor', 'chardev=qmp']
-
-    def cmd(self, name: str, **arguments: object) -> None:
-        """Have a QMP command carried out."""
-        # pylint: disable=import-outside-toplevel
-        from qemu.qmp.legacy import QEMUMonitorProtocol
-        monitor = QEMUMonitorProtocol(self._monitor)
-        monitor.connect()
-        monitor.settimeout(30)
-        monitor.cmd(name, **arguments)
-        monitor.close()
-
-
 class Load:
-    """Verified I/O on disks of a guest, from now until stop()."""
+    """
+    Verified I/O on disks of a guest, from now until stop().
+
+    @param devices: names in the guest; vda by default
+    @param options: of blkverify
+    """
 
     def __init__(self, guest: Guest, *devices: str, **options: object) -> None:
         self._guest = guest
@@ -102,11 +101,11 @@ class Load:
         self.advance()
 
     def advance(self, count: int = 100) -> None:
-        """Wait until more requests are complete."""
+        """Wait until more requests have completed."""
         self._guest.wait_records(count)
 
     def stop(self) -> List[Summary]:
-        """End it; all that was written must have been read back."""
+        """End the load; each block that was written must have been right."""
         self._guest.run('killall blkverify')
         summaries = [Summary.parse(self._guest.wait(run).output)
                      for run in self._runs]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What can be seen of our processes when a test has failed, before they end
+The state of processes and VMs, to be printed when a test has failed
 """
 import os
 import re
@@ -16,14 +16,14 @@ from lab import OBJ
 from .agent import Guest, GuestError
 from .vm import VM
 
-# Has a monitor carry out a command with its arguments.
+# A function that executes a QMP command with its arguments.
 Command = Callable[[str, Dict[str, object]], Any]
 ASK_GUEST = ('cat /sys/block/[vs]d*/inflight; grep virtio /proc/interrupts; '
              'dmesg | tail -n 5')
 
 
 def children() -> List[int]:
-    """All processes that we have started and have not seen the end of."""
+    """The process ids of our children."""
     found = []
     for entry in Path('/proc').iterdir():
         if not entry.name.isdecimal():
@@ -49,7 +49,7 @@ def _gdb(*words: str) -> str:
 
 
 def keep_cores(folder: Path) -> None:
-    """Where our processes were that dumped core here."""
+    """Turn core files in the current folder into backtraces in another."""
     folder.mkdir(parents=True, exist_ok=True)
     for core in Path.cwd().glob('core*'):
         (folder / f'backtrace-{core.name}').write_text(
@@ -58,7 +58,7 @@ def keep_cores(folder: Path) -> None:
 
 
 def _pending(pid: int) -> Iterator[str]:
-    """The eventfds that nobody has read."""
+    """The eventfds of a process that have been signalled and not read."""
     for info in Path(f'/proc/{pid}/fdinfo').iterdir():
         try:
             found = re.search(r'eventfd-count: +(\w+)(?:.*id: *(\d+))?',
@@ -70,7 +70,7 @@ def _pending(pid: int) -> Iterator[str]:
 
 
 def _rings(cmd: Command) -> Iterator[str]:
-    """The indices in the rings of vhost-user disks, in the guest's memory."""
+    """The avail and used indices of vhost-user disks."""
     for path in (device['path'] for device in cmd('x-query-virtio', {})):
         def get(name: str, path: str = path) -> Any:
             return cmd('qom-get', {'path': path, 'property': name})
@@ -87,7 +87,7 @@ def _rings(cmd: Command) -> Iterator[str]:
 
 
 def ask_monitor(cmd: Command) -> Iterator[str]:
-    """What a QEMU says of the VM's state, its disks and its ports."""
+    """The answers of a QEMU about its VM, disks and ports."""
     try:
         for command in 'query-status', 'query-migrate', 'query-chardev':
             yield f'{command}: {cmd(command, {})}'
@@ -99,7 +99,7 @@ def ask_monitor(cmd: Command) -> Iterator[str]:
 
 
 def ask_guest(guest: Guest) -> str:
-    """What a guest says, if it does."""
+    """The answer of a guest about its disks, if it answers."""
     try:
         reply = guest.wait(guest.start(ASK_GUEST), timeout=10)
         return f'the guest says: {reply.output}'
@@ -108,14 +108,14 @@ def ask_guest(guest: Guest) -> str:
 
 
 def describe_process(pid: int) -> Iterator[str]:
-    """What is seen of a process from outside."""
+    """Eventfds and backtraces of a process."""
     yield f'process {pid}'
     yield from _pending(pid)
     yield _gdb('-p', str(pid))
 
 
 def describe(vm: VM) -> Iterator[str]:
-    """What a QEMU has printed, and what it says."""
+    """The output of a QEMU, its console, and its answers."""
     yield f'QEMU {vm.get_pid()}, ' + (
         'running' if vm.is_running() else f'ended with {vm.exitcode()}')
     yield vm.get_log() or vm.output()
@@ -126,7 +126,7 @@ def describe(vm: VM) -> Iterator[str]:
 
 
 def describe_all(vms: Sequence[VM]) -> str:
-    """All that is known of VMs, their guests and our other processes."""
+    """Describe VMs, their guests, and all our children."""
     lines: List[str] = []
     for vm in vms:
         lines += describe(vm)

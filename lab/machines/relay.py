@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A relay between two QEMUs, which may stop a migration anywhere in its stream
+A relay between two QEMUs, which can stop a migration stream at any byte
 """
 import contextlib
 import os
@@ -14,7 +14,7 @@ Send = Callable[[socket.socket, bytes, List[int]], None]
 
 
 def send(end: socket.socket, data: bytes, fds: List[int]) -> None:
-    """Send all of it, and close the files."""
+    """Send data with file descriptors, and close those."""
     try:
         sent = socket.send_fds(end, [data], fds)
         end.sendall(data[sent:])
@@ -25,16 +25,18 @@ def send(end: socket.socket, data: bytes, fds: List[int]) -> None:
 
 class Relay:
     """
-    Stands between the two QEMUs and may stop the stream anywhere.
+    A relay for one connection.
 
-    path: where the source connects to
-    stream: the last of what the destination was sent
-    passed: how many bytes that was in all
-    reached: is set when the stream was stopped
+    path: of the socket to which the source connects
+    stream: the last bytes that were sent to the destination
+    passed: how many bytes were sent to the destination
+    reached: is set when the stream has been stopped
 
+    @param path: of the socket to which the source connects
+    @param target: path of the socket of the destination
     @param limit: stop the stream after so many bytes
-    @param swallow: take the rest, so that the source does not block
-    @param mute: stop what the destination answers
+    @param swallow: read and drop the rest, so that the source does not block
+    @param mute: do not pass on the answers of the destination
     """
 
     def __init__(self, path: str, target: str, limit: Optional[int] = None,
@@ -73,17 +75,17 @@ class Relay:
 
     def forward(self, dest: socket.socket, data: bytes,
                 fds: List[int]) -> None:
-        """Send what came from the source."""
+        """Send data of the source to the destination."""
         send(dest, data, fds)
 
     def answer(self, source: socket.socket, data: bytes,
                fds: List[int]) -> None:
-        """Send what came from the destination."""
+        """Send data of the destination to the source."""
         send(source, data, fds)
 
     def _pass_on(self, end: socket.socket, source: socket.socket,
                  dest: socket.socket) -> bool:
-        """Carry over what there is; false: no more from this end."""
+        """Pass on data of one end; false: read no more from that end."""
         if end is dest:
             return bool(self._carry(dest, source, self.answer))
         room = 65536
@@ -98,20 +100,21 @@ class Relay:
         return bool(data)
 
     def _at_limit(self, source: socket.socket, dest: socket.socket) -> bool:
-        """The limit is reached, and there is more; false: take no more."""
+        """The source has data beyond the limit; false: read no more of it."""
         # pylint: disable=unused-argument
         try:
             return self._swallow and bool(source.recv(65536))
         except OSError:
-            return False        # that QEMU is gone
+            return False        # the source has ended
 
     @staticmethod
     def _carry(end: socket.socket, other: socket.socket, send_on: Send,
                room: int = 65536, change: int = 0) -> bytes:
         """
-        Carry over what there is; nothing: one of the QEMUs is gone.
+        Pass on the available data; returns no data at the end of a connection.
 
-        @param change: bits of the first byte that are to be wrong
+        @param room: pass on so many bytes at most
+        @param change: bits of the first byte to invert
         """
         try:
             data, fds, _, _ = socket.recv_fds(end, room, 64,

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A VM that is started as on a server: a daemon that is reached by its sockets
-
-Whoever starts it may be gone; who has its folder finds it again.
+A VM that runs as on a server: QEMU is a daemon with sockets in a folder
 """
 import asyncio
 import contextlib
@@ -10,82 +8,36 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Awaitable, Callable, List, Optional, Sequence, TypeVar
+from typing import Any, List, Optional, Sequence
 
 from qemu.live_update.process import Process
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import QMPError
 
 from lab import IMAGE, OBJ, existing
 
 from .agent import Guest
+from .monitor import PATIENCE, Monitor
 
-PATIENCE = 30                   # seconds; nothing here takes so long
 MEMORY = '256M'
 SLOT = 'slot0'                  # the PCI bus of the second disk
 PORTS = 'agent', 'records'
-T = TypeVar('T')
-
-
-class Monitor:
-    """A connection to a QEMU's monitor, for a "with" block."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._qmp = QMPClient()
-        self._events = EventListener()
-        self._qmp.register_listener(self._events)
-        self._loop = asyncio.new_event_loop()
-
-    def do(self, work: Callable[[QMPClient], Awaitable[T]]) -> T:
-        """Do something that takes a QMPClient."""
-        return self._loop.run_until_complete(
-            asyncio.wait_for(work(self._qmp), PATIENCE))
-
-    def cmd(self, name: str, **arguments: object) -> Any:
-        """Have a command carried out."""
-        return self.do(lambda qmp: qmp.execute(
-            name, {k.replace('_', '-'): v for k, v in arguments.items()}))
-
-    def wait(self, event: str) -> float:
-        """Wait for an event; returns when it happened."""
-        async def find() -> float:
-            async for message in self._events:
-                if message['event'] == event:
-                    stamp: Any = message['timestamp']
-                    break
-            return float(stamp['seconds'] + stamp['microseconds'] / 1e6)
-
-        return self.do(lambda _: find())
-
-    def __enter__(self) -> 'Monitor':
-        try:
-            self.do(lambda qmp: qmp.connect(self._path))
-        except BaseException:
-            self._loop.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # QEMU may have ended.
-        with contextlib.suppress(QMPError, EOFError, OSError):
-            self.do(lambda qmp: qmp.disconnect())
-        self._loop.close()
 
 
 class ServerVM:
     """
-    A VM; it runs until it is told to quit.
+    A VM and the QEMU process that runs it, until quit().
 
-    command: the command line that starts it; change it before start()
-    qmp: path of its monitor
+    command: the command line that start() runs; tests may change it before
+    qmp: path of the monitor's socket
 
-    @param folder: for its sockets, its pid file, and its console
-    @param guest: talks to the guest
+    @param folder: a new one, for sockets, the pid file and the console
+    @param guest: the guest to talk to
     @param ram: a memory backend without id and size, or the path of a file
                 that is the guest's memory
     @param args: more arguments, such as those for disks
-    @param obj: where QEMU was built
-    @param root: the disk with the guest's root; '': it is the initrd
+    @param obj: the folder where QEMU was built
+    @param root: the disk with the guest's root file system; if empty, that
+                 is the initrd
     @param memory: size of the guest's memory
     """
 
@@ -125,37 +77,37 @@ class ServerVM:
 
     @property
     def pid_file(self) -> Path:
-        """Where QEMU writes its number."""
+        """The file to which QEMU writes its process id."""
         return self.folder / 'vm.pid'
 
     @property
     def console(self) -> Path:
-        """The file that gets what the guest's kernel says."""
+        """The file with the output of the guest's kernel."""
         return self.folder / 'console'
 
     @property
     def log(self) -> Path:
-        """The file that gets what QEMU prints."""
+        """The file with the output of QEMU."""
         return self.folder / 'log'
 
     @property
     def pid(self) -> int:
-        """The process that the VM is in."""
+        """The process id of the QEMU that runs the VM."""
         return int(self.pid_file.read_text('ascii'))
 
     def drop(self, option: str) -> None:
-        """Leave out an option, and its value if it has one."""
+        """Remove an option, and its value, from the command line."""
         at = self.command.index(option)
         has_value = not self.command[at + 1].startswith('-')
         del self.command[at:at + 1 + has_value]
 
     def monitor(self) -> Monitor:
-        """A new connection to the monitor; there can be one at a time."""
+        """A connection to the monitor, which serves one client at a time."""
         return Monitor(self.qmp)
 
     def start(self, *more: str, **options: Any) -> None:
         """
-        Start QEMU and wait until its monitor is there.
+        Start QEMU and wait until its monitor answers.
 
         @param more: arguments
         @param options: of subprocess.Popen
@@ -176,13 +128,13 @@ class ServerVM:
         if '-daemonize' in self.command:
             assert self._process
             return self._process.poll() == 0
-        # Its path may be a relative one, so that we cannot ask the kernel.
+        # The path in the command line may be relative: just try to connect.
         with contextlib.suppress(QMPError, OSError), self.monitor():
             return True
         return False
 
     def connect(self) -> None:
-        """Talk to the guest through the sockets of this VM from now on."""
+        """Send the guest's commands through the QEMU that runs now."""
         ports: List[socket.socket] = []
         for port in PORTS:
             ports.append(socket.socket(socket.AF_UNIX))
@@ -199,11 +151,11 @@ class ServerVM:
 
     @property
     def is_started(self) -> bool:
-        """Was it started?"""
+        """Has start() been called?"""
         return self._process is not None
 
     def reap(self) -> None:
-        """Forget the process that was started, which must have ended."""
+        """Wait for the process that start() started, which was killed."""
         if self._process:
             self._process.wait(PATIENCE)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A QEMU process that runs, or will receive, our guest
+A QEMU process that runs the guest, or waits for it to migrate
 
-The machine has what vhost-user needs (shared memory), free slots for
-hot-plug (HOTPLUG_BUSES), and ports for the agent; the rest is up to the user.
+The machine has shared memory (vhost-user needs that), free PCI slots for
+hot-plug (HOTPLUG_BUSES), and the virtio-serial ports of the guest's agent.
 """
 import socket
 from pathlib import Path
@@ -16,10 +16,11 @@ from lab import IMAGE, OBJ, existing
 
 from .agent import Guest, GuestError
 
-__all__ = ['VM', 'VMLaunchFailure', 'HOTPLUG_BUSES', 'Properties']
+__all__ = ['VM', 'VMLaunchFailure', 'HOTPLUG_BUSES', 'MEMFD', 'Properties']
 
 Properties = Dict[str, object]
 HOTPLUG_BUSES = ('slot0', 'slot1', 'slot2', 'slot3')
+MEMFD = 'memory-backend-memfd,share=on'
 
 
 class VM(QEMUMachine):
@@ -28,15 +29,16 @@ class VM(QEMUMachine):
 
     @param args: more arguments for QEMU
     @param obj: the folder where QEMU was built
-    @param guest: the guest that will move here; a new one by default
-    @param memory: size of the guest's memory (256M; with fio 512M)
+    @param guest: the guest that will migrate to this QEMU; by default a new
+                  guest, which boots here
+    @param memory: size of the guest's memory (by default 256M, with fio 512M)
     @param ram: the memory backend, without id and size
-    @param fio: does the guest need fio?  It boots slower with it.
+    @param fio: is fio in the guest's file system?  It boots slower then.
     """
 
     def __init__(self, *args: str, obj: Path = OBJ,
                  guest: Optional[Guest] = None, memory: str = '',
-                 ram: str = 'memory-backend-memfd,share=on',
+                 ram: str = MEMFD,
                  fio: bool = False) -> None:
         binary = existing(obj / 'qemu-system-x86_64', 'run ./run build')
         super().__init__(str(binary), qmp_timer=60)
@@ -66,16 +68,16 @@ class VM(QEMUMachine):
 
     @property
     def console(self) -> Path:
-        """The file that gets what the guest's kernel says."""
+        """The file with the output of the guest's kernel."""
         return Path(self.temp_dir, 'console')
 
     def output(self) -> str:
-        """What it has printed, while it runs."""
+        """The output of a QEMU that runs."""
         return ''.join(log.read_text('utf-8', 'replace')
                        for log in Path(self.log_dir).glob('*.log'))
 
     def launch(self) -> None:
-        """Start QEMU, with the ports of the agent."""
+        """Start QEMU with the ports of the guest's agent."""
         ours: Dict[str, socket.socket] = {}
         theirs: List[socket.socket] = []
         for name in ('agent', 'records'):
@@ -102,7 +104,7 @@ class VM(QEMUMachine):
 
     def shutdown(self, hard: bool = False,
                  timeout: Optional[int] = 30) -> None:
-        """End QEMU; it must not have ended on its own."""
+        """Tell QEMU to end; it must not have ended before."""
         try:
             super().shutdown(hard, timeout)
         except AbnormalShutdown as error:
@@ -126,29 +128,21 @@ class VM(QEMUMachine):
         return self
 
     def take_guest(self) -> None:
-        """The guest runs here now: send commands through this QEMU."""
+        """Send the guest's commands through this QEMU from now on."""
         assert self._agent
         self.guest.moved_to(self._agent)
 
-    def add_chardev(self, name: str, path: str, **options: object) -> None:
-        """Create a chardev that is a client of a UNIX socket."""
-        address = {'type': 'unix', 'data': {'path': path}}
-        backend = {'addr': address, 'server': False,
-                   **{k.replace('_', '-'): v for k, v in options.items()}}
-        self.cmd('chardev-add', id=name,
-                 backend={'type': 'socket', 'data': backend})
-
     def chardev(self, name: str) -> Properties:
-        """What query-chardev says of a chardev; empty if there is none."""
+        """The entry of a chardev in query-chardev, else an empty one."""
         chardevs: Any = self.cmd('query-chardev')
         return next((c for c in chardevs if c['label'] == name), {})
 
     def attach_error(self, device: Properties) -> str:
-        """Why device_add fails; empty if it does not."""
+        """The error of device_add; empty if that succeeds."""
         error: Any = self.qmp('device_add', device).get('error', {})
         return str(error.get('desc', ''))
 
     def delete_device(self, name: str) -> None:
-        """Unplug a device and wait until the guest has let it go."""
+        """Unplug a device and wait until the guest has released it."""
         self.cmd('device_del', id=name)
         self.event_wait('DEVICE_DELETED', match={'data': {'device': name}})

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What a process holds and receives, seen from outside
+Files, memory, connections and messages of a process, seen from outside
 
-A back-end is asked nothing: what it would say of itself is what is tested.
+Tests of a back-end must not depend on its own answers: so the kernel is asked
+for its connections, and strace for the messages that it receives.
 """
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Callable, List, Optional, Set, Type
 
 def wait_for(what: str, condition: Callable[[], object],
              timeout: float = 30) -> None:
-    """Wait until a condition of the host holds."""
+    """Wait until a condition is true; "what" names it in the error."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -24,12 +25,12 @@ def wait_for(what: str, condition: Callable[[], object],
 
 
 def count_fds(pid: int) -> int:
-    """How many files a process has open."""
+    """How many file descriptors a process has open."""
     return len(os.listdir(f'/proc/{pid}/fd'))
 
 
 def memory(pid: int, kind: str = 'RssAnon') -> int:
-    """How much memory of a kind, by default its own, a process has; bytes."""
+    """Bytes of a kind of memory of a process, as in /proc/PID/status."""
     with open(f'/proc/{pid}/status', encoding='utf-8') as status:
         found = re.search(rf'{kind}:\s+(\d+) kB', status.read())
     assert found
@@ -40,15 +41,15 @@ def connections(pid: int, path: str) -> Set[int]:
     """
     Inodes of the connections that a server has accepted at a UNIX path.
 
-    A connection keeps its inode for life, whichever process has the other
-    end; one that was made again has another.
+    A connection keeps its inode when its other end is passed to another
+    process.  A new connection has another inode.
     """
     held = set()
     for name in os.listdir(f'/proc/{pid}/fd'):
         try:
             target = os.readlink(f'/proc/{pid}/fd/{name}')
         except FileNotFoundError:
-            continue            # closed in the meantime
+            continue            # it has been closed
         found = re.fullmatch(r'socket:\[(\d+)\]', target)
         if found:
             held.add(int(found[1]))
@@ -67,15 +68,15 @@ class Messages:
     """
     The vhost-user messages that a back-end receives in a "with" block.
 
-    Needs strace: only the receiver can prove silence.  The numbers of the
-    requests are known when the block has ended.
+    strace records them: only in the receiver it can be seen that there were
+    none.  The numbers of the requests are known when the block has ended.
 
     @param pid: process id of the back-end
     @param folder: an existing folder for the trace
     """
-    CLOSED = 0                  # in place of a number: the connection ended
+    CLOSED = 0                  # in place of a request: end of connection
 
-    # Both back-ends take the 12 bytes of the header by a recvmsg() of its own.
+    # Both back-ends read the 12 bytes of a header with one recvmsg().
     _HEADER = re.compile(r'recvmsg\(.*iov_base=(?:"((?:\\x[0-9a-f]{2})*)"|0x'
                          r'[0-9a-f]+), iov_len=12\}.* = (0|12)$', re.M)
 
@@ -122,7 +123,7 @@ class Messages:
 
     @property
     def requests(self) -> List[int]:
-        """The numbers of the requests, in order within each thread."""
+        """The numbers of the requests; those of a thread are in order."""
         requests = []
         for file in sorted(self._trace.parent.glob(f'{self._trace.name}.*')):
             for header, size in self._HEADER.findall(

@@ -8,13 +8,12 @@ connects to a back-end that is busy with another.
 import time
 
 from lab.machines.backend import Backend
-from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line, plug, status
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Chain, status
 from lab.machines.disks import Disk, Load
 from lab.machines.vm import HOTPLUG_BUSES, VM
 from lab.machines.watch import Messages, connections, wait_for
 
-from .testcase import main
-from .transfer_case import TransferTest
+from .testcase import TestCase, main
 
 GET_VRING_BASE = 11
 SLOW = 'driver=null-co,node-name=disk,size=16777216,latency-ns=3000000000'
@@ -33,19 +32,19 @@ BOOT_SECTOR = bytes.fromhex(
     'baf803 58 ee 5a c3')           # send al, return
 
 
-class BackendTransfer(TransferTest):
+class BackendTransfer(TestCase):
     """Transfers that succeed"""
 
     def check_transfer(self, backend: Backend, mode: str) -> None:
         """The guest must move under load, and the connection with it."""
-        line = Line(self, Disk(backend), mode=mode)
-        source = line.boot()
-        load = Load(line.guest)
+        chain = Chain(self.scope, Disk(backend), mode=mode)
+        source = chain.boot()
+        load = Load(chain.guest)
         before = connections(backend.pid, backend.path)
-        with Messages(backend.pid, self.path('')) as messages:
-            dest = line.destination()
+        with Messages(backend.pid, self.scope.path('')) as messages:
+            dest = chain.destination()
             load.advance()      # the waiting QEMU disturbs nobody
-            line.transfer(source, dest)
+            chain.transfer(source, dest)
             load.advance(500)
         if mode == COPY:
             self.assertIn(GET_VRING_BASE, messages.requests)
@@ -57,44 +56,43 @@ class BackendTransfer(TransferTest):
         source.shutdown()
         load.advance()
         load.stop()
-        line.guest.verify('vda', count=1000, seed=2)
+        chain.guest.verify('vda', count=1000, seed=2)
         self.assertEqual(connections(backend.pid, backend.path), before)
 
     def test_shared_memory_file(self) -> None:
         """RAM is a file that both QEMUs open."""
-        self.check_transfer(self.daemon(), IGNORE_SHARED)
+        self.check_transfer(self.scope.daemon(), IGNORE_SHARED)
 
     def test_cpr(self) -> None:
         """RAM is a memfd that the new QEMU is given."""
-        self.check_transfer(self.daemon(), CPR)
+        self.check_transfer(self.scope.daemon(), CPR)
 
     def test_copied_memory(self) -> None:
         """RAM is copied, so that the rings have to be stopped."""
-        self.check_transfer(self.daemon(), COPY)
+        self.check_transfer(self.scope.daemon(), COPY)
 
     def test_sample_backend(self) -> None:
         """A back-end with an inflight region, which ends with its client."""
         for number, mode in enumerate((IGNORE_SHARED, COPY)):
-            backend = self.sample_backend(f'disk{number}')
-            backend.start()
+            backend = self.scope.sample_backend(f'disk{number}')
             self.check_transfer(backend, mode)
 
     def check_slow_read(self, mode: str) -> None:
         """A read of 3 s must be answered once, by the new QEMU."""
-        backend = self.daemon('disk', SLOW)
-        line = Line(self, Disk(backend), mode=mode)
-        source = line.boot()
+        backend = self.scope.daemon('disk', SLOW)
+        chain = Chain(self.scope, Disk(backend), mode=mode)
+        source = chain.boot()
         inflight = 'grep -q "^ *%d *0$" /sys/block/vda/inflight'
-        line.guest.wait_until(f'[ -b /dev/vda ] && {inflight % 0}')
-        dest = line.destination()
+        chain.guest.wait_until(f'[ -b /dev/vda ] && {inflight % 0}')
+        dest = chain.destination()
 
         started = time.monotonic()
-        read = line.guest.start(
+        read = chain.guest.start(
             'dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=99')
-        line.guest.wait_until(inflight % 1)
-        line.transfer(source, dest)
+        chain.guest.wait_until(inflight % 1)
+        chain.transfer(source, dest)
         moved = time.monotonic() - started
-        reply = line.guest.wait(read)
+        reply = chain.guest.wait(read)
         done = time.monotonic() - started
         self.assertEqual(reply.status, 0, reply.output)
         self.assertLess(moved, 2.5)
@@ -102,7 +100,7 @@ class BackendTransfer(TransferTest):
         self.assertLess(done, 5.5)      # not sent again
 
         # A request that was done twice breaks the queue.
-        line.guest.run('dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=98')
+        chain.guest.run('dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=98')
         self.assertNotIn('is not a head', dest.console.read_text('utf-8'))
 
     def test_slow_read_shared_memory_file(self) -> None:
@@ -115,13 +113,13 @@ class BackendTransfer(TransferTest):
 
     def check_slow_load(self, mode: str) -> None:
         """Slow requests must all be right, and none be lost."""
-        backend = self.daemon(limit=16)
-        line = Line(self, Disk(backend), mode=mode)
-        source = line.boot()
-        load = Load(line.guest, first=16)
-        dest = line.transfer(source)
+        backend = self.scope.daemon(limit=16)
+        chain = Chain(self.scope, Disk(backend), mode=mode)
+        source = chain.boot()
+        load = Load(chain.guest, first=16)
+        dest = chain.transfer(source)
         load.advance(32)
-        line.transfer(dest)
+        chain.transfer(dest)
         load.advance(32)
         load.stop()
 
@@ -135,13 +133,13 @@ class BackendTransfer(TransferTest):
 
     def test_paused(self) -> None:
         """A paused guest stays paused, and runs on where it is told to."""
-        line = Line(self, Disk(self.daemon()))
-        source = line.boot()
-        load = Load(line.guest)
+        chain = Chain(self.scope, Disk(self.scope.daemon()))
+        source = chain.boot()
+        load = Load(chain.guest)
         source.cmd('stop')
-        dest = line.destination()
-        line.send(source, dest)
-        line.settle(source, dest)
+        dest = chain.destination()
+        chain.send(source, dest)
+        chain.settle(source, dest)
         self.assertEqual(status(dest), 'paused')
         dest.take_guest()
         dest.cmd('cont')
@@ -150,19 +148,19 @@ class BackendTransfer(TransferTest):
 
     def test_start_paused(self) -> None:
         """A destination with -S takes the disk, and runs when told to."""
-        line = Line(self, Disk(self.daemon()))
-        source = line.boot()
-        load = Load(line.guest)
-        dest = line.destination('-S')
-        line.send(source, dest)
-        line.settle(source, dest)
+        chain = Chain(self.scope, Disk(self.scope.daemon()))
+        source = chain.boot()
+        load = Load(chain.guest)
+        dest = chain.destination('-S')
+        chain.send(source, dest)
+        chain.settle(source, dest)
         self.assertEqual(status(dest), 'paused')
         dest.take_guest()
         dest.cmd('cont')
         load.advance()
         load.stop()
         source.shutdown()
-        line.guest.verify('vda', count=1000, seed=2)
+        chain.guest.verify('vda', count=1000, seed=2)
 
     def test_shapes(self) -> None:
         """Disks of several kinds move together."""
@@ -171,16 +169,17 @@ class BackendTransfer(TransferTest):
             # The daemon has no packed rings: asked for, not agreed on.
             'packed': ',packed=on', 'simple': ',indirect_desc=off,'
                                               'event_idx=off'}
-        disks = [Disk(self.daemon(name, options=',num-queues=2'), name, shape)
-                 for name, shape in shapes.items()]
-        line = Line(self, *disks, args=('-smp', '2'))
-        source = line.boot()
-        load = Load(line.guest, *(f'vd{letter}' for letter in 'abcd'))
+        disks = [
+            Disk(self.scope.daemon(name, options=',num-queues=2'), name, shape)
+            for name, shape in shapes.items()]
+        chain = Chain(self.scope, *disks, args=('-smp', '2'))
+        source = chain.boot()
+        load = Load(chain.guest, *(f'vd{letter}' for letter in 'abcd'))
         before = [connections(disk.backend.pid, disk.backend.path)
                   for disk in disks]
-        dest = line.transfer(source)
+        dest = chain.transfer(source)
         load.advance(1000)
-        line.transfer(dest)
+        chain.transfer(dest)
         load.advance(1000)
         load.stop()
         self.assertEqual([connections(disk.backend.pid, disk.backend.path)
@@ -188,34 +187,34 @@ class BackendTransfer(TransferTest):
 
     def test_hotplugged(self) -> None:
         """Disks that were plugged in at either side move like others."""
-        disks = [Disk(self.daemon(f'disk{n}'), f'd{n}',
+        disks = [Disk(self.scope.daemon(f'disk{n}'), f'd{n}',
                       f',bus={HOTPLUG_BUSES[n]}') for n in range(2)]
-        line = Line(self)
-        source = line.boot()
+        chain = Chain(self.scope)
+        source = chain.boot()
         for disk in disks:
-            plug(source, disk)
-        load = Load(line.guest, 'vda', 'vdb')
-        dest = line.destination(disks=disks[:1])
-        plug(dest, disks[1])
-        line.transfer(source, dest)
+            disk.plug(source)
+        load = Load(chain.guest, 'vda', 'vdb')
+        dest = chain.destination(disks=disks[:1])
+        disks[1].plug(dest)
+        chain.transfer(source, dest)
         load.advance(500)
         load.stop()
         for disk in disks:
             dest.delete_device(disk.name)
-        line.guest.wait_until('[ ! -e /dev/vda -a ! -e /dev/vdb ]')
+        chain.guest.wait_until('[ ! -e /dev/vda -a ! -e /dev/vdb ]')
 
     def check_boot_disk(self, mode: str) -> None:
         """A guest that boots from the disk must do so again later."""
-        backend = self.daemon()
+        backend = self.scope.daemon()
         with open(backend.disk, 'r+b') as disk:
             disk.write(BOOT_SECTOR.ljust(510, b'\0') + b'\x55\xaa.')
-        line = Line(self, Disk(backend, options=',bootindex=1'), mode=mode,
-                    kernel=False)
-        vm = line.vm()
+        chain = Chain(self.scope, Disk(backend, options=',bootindex=1'),
+                      mode=mode, kernel=False)
+        vm = chain.vm()
         vm.launch()
         self.wait_said(vm, 'B...')
         for _ in range(3):
-            vm = line.transfer(vm)
+            vm = chain.transfer(vm)
             self.wait_said(vm, '.' * 100)
         vm.cmd('set-action', reboot='reset')
         vm.cmd('system_reset')
@@ -223,16 +222,16 @@ class BackendTransfer(TransferTest):
 
     def test_without_iommu(self) -> None:
         """Virtio-mmio has no IOMMU: the back-end need not know of any."""
-        backend = self.daemon()
-        line = Line(self, mode=COPY, kernel=False, args=(
+        backend = self.scope.daemon()
+        chain = Chain(self.scope, mode=COPY, kernel=False, args=(
             '-machine', 'microvm,pcie=on',
             '-chardev', f'socket,id=c-d,path={backend.path}',
             '-device', 'vhost-user-blk,id=d,chardev=c-d,iommu_platform=on'))
-        source = line.vm('-S')
+        source = chain.vm('-S')
         source.launch()
-        dest = line.destination()
-        line.send(source, dest)
-        line.settle(source, dest)
+        dest = chain.destination()
+        chain.send(source, dest)
+        chain.settle(source, dest)
 
     def wait_said(self, vm: VM, text: str) -> None:
         """Wait until the boot sector has said this, and no error."""

@@ -7,38 +7,36 @@ Unlike ours it does not wait for requests in flight when a ring is stopped.
 """
 from typing import List
 
-from lab.machines.backend import make_disk
-from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line
-from lab.machines.disks import Daemon, Disk, Load
+from lab.machines.backend import StorageDaemon, make_disk
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Chain
+from lab.machines.disks import Disk, Load
 from lab.machines.watch import connections
 
-from .testcase import main
-from .transfer_case import TransferTest
+from .testcase import TestCase, main
 
 
-class DebianDaemon(Daemon):
-    """Debian's daemon takes the same arguments as ours."""
+class DebianDaemon(StorageDaemon):
+    """Debian's qemu-storage-daemon, with the arguments of ours."""
 
     def arguments(self) -> List[str]:
         return ['/usr/bin/qemu-storage-daemon', *super().arguments()[1:]]
 
 
-class DebianBackend(TransferTest):
+class DebianBackend(TestCase):
     """Transfers that Debian's daemon must not notice"""
 
     def check_transfers(self, mode: str, limit: int = 0) -> None:
         """A guest moves twice, under load; the connection stays the same."""
-        backend = DebianDaemon(self.path('disk.sock'),
-                               make_disk(self.path('disk.img')), limit=limit)
-        self._backend(backend)
-        backend.start()
-        line = Line(self, Disk(backend), mode=mode)
-        vm = line.boot()
-        load = Load(line.guest, first=16)
+        backend = self.scope.backend(DebianDaemon(
+            self.scope.path('disk.sock'),
+            make_disk(self.scope.path('disk.img')), limit=limit))
+        chain = Chain(self.scope, Disk(backend), mode=mode)
+        vm = chain.boot()
+        load = Load(chain.guest, first=16)
         before = connections(backend.pid, backend.path)
         self.assertEqual(len(before), 1)
         for _ in range(2):
-            dest = line.transfer(vm)
+            dest = chain.transfer(vm)
             vm.shutdown()
             vm = dest
             load.advance(32 if limit else 500)

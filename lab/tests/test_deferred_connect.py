@@ -5,10 +5,13 @@ A chardev may be created before there is anything to connect to
 It connects when a device attaches to it.  Every test here fails on a QEMU
 that connects when the chardev is created.
 """
+import socket
+
 from lab.machines.agent import Summary, blkverify
+from lab.machines.disks import add_chardev
 from lab.machines.vm import HOTPLUG_BUSES, VM, Properties, VMLaunchFailure
 
-from .testcase import Server, TestCase, main
+from .testcase import TestCase, main
 
 PORT = r'/dev/$(basename $(dirname $(grep -lx %s ' \
        r'/sys/class/virtio-ports/*/name)))'
@@ -18,8 +21,49 @@ DISK: Properties = {
     'bus': HOTPLUG_BUSES[0]}
 
 
+class Peer:
+    """The peer of a chardev: a UNIX socket server that accepts QEMU."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(1)
+        self._listener.settimeout(30)
+        self._client = socket.socket()
+
+    def accept(self) -> None:
+        """Accept the connection of QEMU."""
+        self._client, _ = self._listener.accept()
+        self._client.settimeout(30)
+
+    def send(self, text: str) -> None:
+        """Send to QEMU."""
+        self._client.sendall(text.encode())
+
+    def expect(self, text: str) -> None:
+        """Wait until QEMU has sent this text, maybe after other text."""
+        received = b''
+        while text.encode() not in received:
+            data = self._client.recv(4096)
+            if not data:
+                raise EOFError(f'expected {text!r} from QEMU, got '
+                               f'{received!r} and the end')
+            received += data
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._client.close()
+        self._listener.close()
+
+
 class DeferredConnect(TestCase):
     """Chardevs whose peer comes later, or never"""
+
+    def server(self, name: str) -> Peer:
+        """A peer that listens at a path of the scope."""
+        peer = Peer(self.scope.path(name))
+        self.scope.callback(peer.close)
+        return peer
 
     def assert_state(self, vm: VM, chardev: str, state: str) -> None:
         """query-chardev must show this state."""
@@ -33,7 +77,7 @@ class DeferredConnect(TestCase):
         self.assertIn(path, error)
         vm.guest.run('true')        # the guest runs on
 
-    def assert_talks(self, vm: VM, server: Server, device: str) -> None:
+    def assert_talks(self, vm: VM, server: Peer, device: str) -> None:
         """A line must get through from the guest to the host and back."""
         server.accept()
         vm.guest.wait_until(f'[ -c {device} ]')
@@ -52,14 +96,14 @@ class DeferredConnect(TestCase):
 
     def test_disk_hotplug(self) -> None:
         """A failed hot-plug harms nothing; with a back-end it succeeds."""
-        backend = self.storage_daemon()
-        vm = self.vm().boot()
+        backend = self.scope.daemon(start=False)
+        vm = self.scope.vm().boot()
 
-        vm.add_chardev('unused', self.path('nobody.sock'))
+        add_chardev(vm, 'unused', self.scope.path('nobody.sock'))
         self.assert_state(vm, 'unused', 'postponed')
         vm.cmd('chardev-remove', id='unused')
 
-        vm.add_chardev('c', backend.path)
+        add_chardev(vm, 'c', backend.path)
         for _ in range(2):
             self.assert_attach_fails(vm, DISK, backend.path)
             self.assert_state(vm, 'c', 'postponed')
@@ -82,12 +126,12 @@ class DeferredConnect(TestCase):
         serial: Properties = {
             'driver': 'pci-serial', 'id': 'serial', 'chardev': 'serial',
             'bus': HOTPLUG_BUSES[0]}
-        vm = self.vm().boot()
+        vm = self.scope.vm().boot()
 
         for name, device, file in (('port', port, PORT % 'port'),
                                    ('serial', serial, TTY)):
-            vm.add_chardev(name, self.path(name))
-            self.assert_attach_fails(vm, device, self.path(name))
+            add_chardev(vm, name, self.scope.path(name))
+            self.assert_attach_fails(vm, device, self.scope.path(name))
             server = self.server(name)
             vm.cmd('device_add', device)
             self.assert_talks(vm, server, file)
@@ -95,18 +139,18 @@ class DeferredConnect(TestCase):
 
     def test_created_on_the_command_line(self) -> None:
         """Peers may come up between the start of QEMU and its devices."""
-        backend = self.storage_daemon()
+        backend = self.scope.daemon(start=False)
         monitor = self.server('monitor')
-        vm = self.vm(
+        vm = self.scope.vm(
             '--preconfig',
             '-device', 'vhost-user-blk-pci,chardev=disk',
             '-device', 'virtserialport,chardev=port,name=port',
             '-device', 'isa-serial,chardev=serial',
             '-mon', 'chardev=monitor,mode=readline',
             '-chardev', f'socket,id=disk,path={backend.path}',
-            '-chardev', f'socket,id=port,path={self.path("port")}',
-            '-chardev', f'socket,id=serial,path={self.path("serial")}',
-            '-chardev', f'socket,id=monitor,path={self.path("monitor")}')
+            '-chardev', f'socket,id=port,path={self.scope.path("port")}',
+            '-chardev', f'socket,id=serial,path={self.scope.path("serial")}',
+            '-chardev', f'socket,id=monitor,path={self.scope.path("monitor")}')
         vm.launch()
         monitor.accept()
         for chardev in 'disk', 'port', 'serial':
@@ -126,9 +170,9 @@ class DeferredConnect(TestCase):
 
     def test_backend_restarts(self) -> None:
         """A disk survives its back-end, also one that came late."""
-        backend = self.sample_backend()
-        vm = self.vm().boot()
-        vm.add_chardev('c', backend.path, reconnect_ms=100)
+        backend = self.scope.sample_backend(start=False)
+        vm = self.scope.vm().boot()
+        add_chardev(vm, 'c', backend.path, reconnect_ms=100)
         self.assert_state(vm, 'c', 'postponed')
 
         backend.start()
@@ -148,8 +192,8 @@ class DeferredConnect(TestCase):
 
     def test_fio(self) -> None:
         """fio finds no error on a disk whose back-end came late."""
-        backend = self.storage_daemon()
-        vm = self.vm(
+        backend = self.scope.daemon(start=False)
+        vm = self.scope.vm(
             '--preconfig', '-device', 'vhost-user-blk-pci,chardev=c',
             '-chardev', f'socket,id=c,path={backend.path}', fio=True)
         vm.launch()
@@ -166,8 +210,9 @@ class DeferredConnect(TestCase):
                          ['-device', 'virtserialport,chardev=c'],
                          ['-serial', 'chardev:c'],
                          ['-mon', 'chardev=c']):
-            path = self.path('nobody.sock')
-            vm = self.vm(*frontend, '-chardev', f'socket,id=c,path={path}')
+            path = self.scope.path('nobody.sock')
+            vm = self.scope.vm(*frontend, '-chardev',
+                               f'socket,id=c,path={path}')
             with self.assertRaises(VMLaunchFailure, msg=frontend) as caught:
                 vm.launch()
             self.assertEqual(caught.exception.exitcode, 1, frontend)

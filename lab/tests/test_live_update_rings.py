@@ -4,25 +4,22 @@ The watch of a guest's requests sees what the guest and its disks have done
 
 blkverify says how many requests there were.
 """
-import asyncio
 import time
-from typing import Any, List, Tuple
+from typing import Any, Awaitable, Callable, List, Tuple
 
 from qemu.live_update.rings import (NotWatchable, Ring, Watch, find_rings,
                                     locate)
-from qemu.qmp import QMPClient
 
-from lab.machines.backend import make_disk
-from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line, status
-from lab.machines.disks import Daemon, Disk, Load
+from lab.machines.backend import THROTTLE, StorageDaemon, make_disk
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Chain, status
+from lab.machines.disks import Disk, Load
+from lab.machines.monitor import Monitor
 from lab.machines.vm import VM
 from lab.machines.watch import wait_for
 
-from .testcase import main
-from .transfer_case import TransferTest
+from .testcase import TestCase, main
 
 DEPTH = 32
-THROTTLE = 'driver=throttle,node-name=disk,throttle-group=group,file=file'
 
 
 def when(event: Any) -> float:
@@ -38,7 +35,7 @@ def pid_of(vm: VM) -> int:
     return pid
 
 
-class Guests(TransferTest):
+class Guests(TestCase):
     """Watches of guests under load"""
 
     def set_up(self, *disks: Disk, mode: str = IGNORE_SHARED,
@@ -46,26 +43,21 @@ class Guests(TransferTest):
         """Boot a guest, whose QEMUs have one more monitor."""
         # A ring that a busy host cannot let go round between two looks
         disks = tuple(disk.but(',queue-size=1024') for disk in disks)
-        self.line = Line(self, *disks, mode=mode, args=(
-            '-qmp', f'unix:{self.path("qmp")},server=on,wait=off', *args))
-        vm = self.line.boot()
+        self.chain = Chain(self.scope, *disks, mode=mode, args=(
+            '-qmp', f'unix:{self.scope.folder}/qmp,server=on,wait=off',
+            *args))
+        vm = self.chain.boot()
         for letter in 'abc'[:sum('-blk-pci' in arg for arg in vm.args)]:
             sysfs = f'/sys/block/vd{letter}'
-            self.line.guest.wait_until(f'grep -q "^ *0 *0$" {sysfs}/inflight')
+            self.chain.guest.wait_until(f'grep -q "^ *0 *0$" {sysfs}/inflight')
             # Two requests of a program may become one of the disk.
-            self.line.guest.run(f'echo 2 >{sysfs}/queue/nomerges')
+            self.chain.guest.run(f'echo 2 >{sysfs}/queue/nomerges')
         return vm
 
-    def ask(self, function: Any, *args: Any) -> Any:
+    def ask(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Call a function that asks the youngest QEMU."""
-        async def connect_and_ask() -> Any:
-            qmp = QMPClient()
-            await qmp.connect(self.path('qmp'))
-            try:
-                return await function(qmp, *args)
-            finally:
-                await qmp.disconnect()
-        return asyncio.run(connect_and_ask())
+        with Monitor(self.scope.path('qmp')) as monitor:
+            return monitor.do(lambda qmp: function(qmp, *args))
 
     def find(self) -> List[Ring]:
         """The rings of the youngest QEMU; none may be left out."""
@@ -88,7 +80,7 @@ class Guests(TransferTest):
     def start(self, vm: VM) -> Watch:
         """Watch all rings."""
         watch = Watch(pid_of(vm), self.find())
-        self.addCleanup(watch.stop)
+        self.scope.callback(watch.stop)
         watch.start()
         return watch
 
@@ -108,14 +100,14 @@ class Guests(TransferTest):
         return begin, late, end
 
     @staticmethod
-    def limit_writes(daemon: Daemon, rate: int) -> None:
+    def limit_writes(daemon: StorageDaemon, rate: int) -> None:
         """From now on, let a disk write so many times a second."""
         daemon.cmd('qom-set', path='/objects/group', property='limits',
                    value={'iops-write': rate})
 
-    def slow_writes(self, **options: Any) -> Daemon:
+    def slow_writes(self, **options: Any) -> StorageDaemon:
         """A disk whose reads overtake its writes."""
-        daemon = self.daemon('disk', THROTTLE, **options)
+        daemon = self.scope.daemon('disk', THROTTLE, **options)
         self.limit_writes(daemon, 500)
         return daemon
 
@@ -124,7 +116,7 @@ class Guests(TransferTest):
         vm = self.set_up(Disk(self.slow_writes(options=',num-queues=2'),
                               options=',num-queues=2'), args=('-smp', '2'))
         watch = self.start(vm)
-        load = Load(self.line.guest, depth=DEPTH)
+        load = Load(self.chain.guest, depth=DEPTH)
         load.advance(2000)
         # A guest that gets little time may have none for a moment.
         wait_for('requests are in flight', lambda: watch.in_flight(
@@ -140,7 +132,7 @@ class Guests(TransferTest):
         disk = self.slow_writes()
         source = self.set_up(Disk(disk), mode=mode)
         watch = self.start(source)
-        load = Load(self.line.guest, depth=DEPTH)
+        load = Load(self.chain.guest, depth=DEPTH)
 
         def in_flight() -> int:
             return watch.in_flight(time.time())
@@ -148,11 +140,11 @@ class Guests(TransferTest):
         # The pause, too, must not depend on how busy the host is.
         self.limit_writes(disk, 1)
         wait_for('all requests wait', lambda: in_flight() == DEPTH)
-        dest = self.line.send_half(source)
+        dest = self.chain.send_half(source)
         self.limit_writes(disk, 500)
         wait_for('some are complete', lambda: in_flight() < DEPTH)
         source.cmd('migrate-continue', state='pre-switchover')
-        self.line.settle(source, dest)
+        self.chain.settle(source, dest)
         begin, late, end = self.pause(watch, source, dest)
         self.assertIn(watch.in_flight(begin), (DEPTH, DEPTH - 1))
         source.shutdown()
@@ -176,12 +168,12 @@ class Guests(TransferTest):
         """The guest gets other memory, where the watch goes on."""
         source = self.set_up(Disk(self.slow_writes()), mode=COPY)
         watch = self.start(source)
-        load = Load(self.line.guest, depth=DEPTH)
+        load = Load(self.chain.guest, depth=DEPTH)
         rings = self.find()
-        dest = self.line.destination()
+        dest = self.chain.destination()
         rings = self.ask(locate, rings)
-        self.line.send(source, dest)
-        self.line.settle(source, dest)
+        self.chain.send(source, dest)
+        self.chain.settle(source, dest)
         wait_for('the guest runs', lambda: status(dest) == 'running')
         watch.move(pid_of(dest), rings)
         _, late, end = self.pause(watch, source, dest)
@@ -193,9 +185,9 @@ class Guests(TransferTest):
 
     def test_pause(self) -> None:
         """A stop is a gap, as long as it was, and more requests wait."""
-        vm = self.set_up(Disk(self.daemon(limit=1000)))
+        vm = self.set_up(Disk(self.scope.daemon(limit=1000)))
         watch = self.start(vm)
-        load = Load(self.line.guest, depth=DEPTH)
+        load = Load(self.chain.guest, depth=DEPTH)
         vm.cmd('stop')
         time.sleep(0.5)
         vm.cmd('cont')
@@ -212,7 +204,7 @@ class Guests(TransferTest):
         args = []
         for name, options in (('plain', ''), ('quiet', ',event_idx=off'),
                               ('packed', ',packed=on')):
-            disk = make_disk(self.path(name))
+            disk = make_disk(self.scope.path(name))
             args += ['-drive', f'if=none,id={name},file={disk},format=raw,'
                      'throttling.iops-total=500',
                      '-device', f'virtio-blk-pci,drive={name},id=d-{name}'
@@ -224,7 +216,7 @@ class Guests(TransferTest):
         self.assertIn('packed=on', left_out.pop('d-packed'))
         self.assertEqual(left_out, {})
         with Watch(pid_of(vm), rings) as watch:
-            load = Load(self.line.guest, 'vda', 'vdb', depth=2)
+            load = Load(self.chain.guest, 'vda', 'vdb', depth=2)
             load.advance(1000)
             self.check(watch, load)
         self.assertEqual({(request.device, request.seen is None)
@@ -233,8 +225,8 @@ class Guests(TransferTest):
 
     def test_driver_restarts(self) -> None:
         """The guest gives its memory to others; it sets up rings elsewhere."""
-        vm = self.set_up(Disk(self.daemon(limit=1000)))
-        guest = self.line.guest
+        vm = self.set_up(Disk(self.scope.daemon(limit=1000)))
+        guest = self.chain.guest
         watch = self.start(vm)
         guest.verify('vda', count=100)
         wait_for('all are seen', lambda: len(watch.requests) >= 200)
@@ -254,7 +246,7 @@ class Guests(TransferTest):
 
     def test_not_watchable(self) -> None:
         """Why there is nothing to watch is told."""
-        disk = make_disk(self.path('disk'))
+        disk = make_disk(self.scope.path('disk'))
         vm = self.set_up(args=(
             '-drive', f'if=none,id=f,file={disk},format=raw',
             '-device', 'virtio-blk-pci,drive=f,id=d',

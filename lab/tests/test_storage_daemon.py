@@ -17,31 +17,30 @@ from .testcase import TestCase, main
 # A request takes a second.
 SLOW = ('driver=null-co,node-name=disk,size=16777216,read-zeroes=on,'
         'latency-ns=1000000000')
-# Requests wait in the daemon: a guest that writes has some there, always.
-BUSY = 'driver=throttle,node-name=disk,throttle-group=busy,file=file'
+# So few requests a second that a guest that writes always has some in flight.
+BUSY = 100
 IN_FLIGHT = "! grep -q '^ *0 *0$' /sys/block/vda/inflight"
 QUEUES = 2
 
 
 class Daemon(StorageDaemon):
-    """A daemon that has what the disk BUSY needs."""
+    """A daemon with an iothread, which an export may use."""
 
     def arguments(self) -> List[str]:
         program, *rest = super().arguments()
-        return [program, '--object', 'throttle-group,id=busy,x-iops-total=100',
-                '--object', 'iothread,id=iothread', *rest]
+        return [program, '--object', 'iothread,id=iothread', *rest]
 
 
 class StorageDaemonTest(TestCase):
     """A guest with a slow disk that qemu-storage-daemon serves"""
 
-    def boot(self, disk: str, options: str = '') -> VM:
-        """Boot a guest that has this disk as /dev/vda."""
-        backend = self._backend(Daemon(
-            self.path('disk.sock'), make_disk(self.path('disk.img')), disk,
-            options=f',num-queues={QUEUES}{options}'))
-        backend.start()
-        vm = self.vm(
+    def boot(self, *filters: str, options: str = '', limit: int = 0) -> VM:
+        """Boot a guest whose /dev/vda a daemon serves."""
+        backend = self.scope.backend(Daemon(
+            self.scope.path('disk.sock'),
+            make_disk(self.scope.path('disk.img')), *filters,
+            options=f',num-queues={QUEUES}{options}', limit=limit))
+        vm = self.scope.vm(
             '-smp', '2', '-chardev', f'socket,id=c,path={backend.path}',
             '-device',
             f'vhost-user-blk-pci,id=d,chardev=c,num-queues={QUEUES}')
@@ -78,7 +77,7 @@ class StorageDaemonTest(TestCase):
 
     def check_stop_under_load(self, options: str) -> None:
         """A guest that writes notices nothing of stop and cont."""
-        vm = self.boot(BUSY, options)
+        vm = self.boot(options=options, limit=BUSY)
         writer = self.start_writer(vm)
         for _ in range(5):
             self.stop_and_continue(vm)
@@ -98,7 +97,7 @@ class StorageDaemonTest(TestCase):
 
     def test_reset_under_load(self) -> None:
         """A guest finds its disk again after a reset."""
-        vm = self.boot(BUSY)
+        vm = self.boot(limit=BUSY)
         vm.cmd('set-action', reboot='reset')
         for _ in range(2):
             self.start_writer(vm)

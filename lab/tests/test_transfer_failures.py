@@ -17,18 +17,18 @@ class TransferFailures(SourceTest):
 
     def held(self, dest: VM, **options: object) -> Relay:
         """Start a migration and wait until the relay holds its stream."""
-        relay = self.relay(self.line, **options)
-        self.line.send(self.source, dest, path=relay.path)
+        relay = self.chain.relay(**options)
+        self.chain.send(self.source, dest, path=relay.path)
         if not options.get('mute'):
             self.assertTrue(relay.reached.wait(30))
         return relay
 
     def measure(self) -> int:
         """Move the guest once; where in the stream does its state end?"""
-        relay = self.relay(self.line)
-        dest = self.line.destination()
-        self.line.send(self.source, dest, path=relay.path)
-        self.line.arrive(self.source, dest)
+        relay = self.chain.relay()
+        dest = self.chain.destination()
+        self.chain.send(self.source, dest, path=relay.path)
+        self.chain.arrive(self.source, dest)
         relay.close()
         self.source.shutdown()
         self.source = dest
@@ -48,7 +48,7 @@ class TransferFailures(SourceTest):
     def check_killed(self, mode: str) -> None:
         """The destination is killed before and while it gets the stream."""
         self.set_up(mode)
-        self.line.destination().kill()
+        self.chain.destination().kill()
         self.assert_undisturbed()
 
         # The state of the devices takes some 100,000 bytes.  Two buffers of
@@ -58,7 +58,7 @@ class TransferFailures(SourceTest):
         if mode == COPY:        # whose length varies
             cuts = [0, 1, end // 4]
         for cut in cuts:
-            dest = self.line.destination()
+            dest = self.chain.destination()
             relay = self.held(dest, limit=cut)
             dest.kill()
             relay.close()
@@ -78,7 +78,7 @@ class TransferFailures(SourceTest):
         """The same where the destination was given RAM, too."""
         self.set_up(CPR)
         for limit in 0, 1, 100000:
-            dest = self.line.destination()
+            dest = self.chain.destination()
             relay = self.held(dest, limit=limit)
             dest.kill()
             relay.close()
@@ -90,9 +90,9 @@ class TransferFailures(SourceTest):
         """After completion, with -S: "cont" on the source works."""
         self.set_up()
         for _ in range(2):
-            dest = self.line.destination('-S')
-            self.line.send(self.source, dest)
-            self.line.settle(self.source, dest)
+            dest = self.chain.destination('-S')
+            self.chain.send(self.source, dest)
+            self.chain.settle(self.source, dest)
             dest.kill()
             self.assertEqual(status(self.source), 'postmigrate')
             self.source.cmd('cont')
@@ -102,7 +102,7 @@ class TransferFailures(SourceTest):
     def test_killed_after_it_ran(self) -> None:
         """A guest that has run elsewhere does not go on with old state."""
         self.set_up()
-        dest = self.line.destination()
+        dest = self.chain.destination()
         relay = self.held(dest, mute=True)
         dest.event_wait('RESUME')
         dest.kill()
@@ -116,7 +116,7 @@ class TransferFailures(SourceTest):
     def test_source_after_handover(self) -> None:
         """What the source is told does not disturb the destination."""
         self.set_up()
-        dest = self.line.transfer(self.source)
+        dest = self.chain.transfer(self.source)
         self.assertIn('error', self.source.qmp('cont'))
         self.source.cmd('set-action', reboot='reset')
         self.source.cmd('system_reset')
@@ -132,7 +132,7 @@ class TransferFailures(SourceTest):
         self.set_up()
         end = self.measure()
         for limit in 0, end // 2, end - 100:
-            dest = self.line.destination()
+            dest = self.chain.destination()
             # One that blocks in writing does not obey, as on stock.
             relay = self.held(dest, limit=limit, swallow=True)
             self.source.cmd('migrate_cancel')
@@ -147,8 +147,8 @@ class TransferFailures(SourceTest):
         """migrate_cancel while RAM is being copied."""
         self.set_up(COPY)
         self.source.cmd('migrate-set-parameters', {'max-bandwidth': 1000000})
-        dest = self.line.destination()
-        self.line.send(self.source, dest)
+        dest = self.chain.destination()
+        self.chain.send(self.source, dest)
         self.source.event_wait('MIGRATION',
                                match={'data': {'status': 'active'}})
         self.source.cmd('migrate_cancel')
@@ -162,7 +162,7 @@ class TransferFailures(SourceTest):
     def test_cancel_too_late(self) -> None:
         """migrate_cancel when the guest runs at the destination already."""
         self.set_up()
-        dest = self.line.destination()
+        dest = self.chain.destination()
         relay = self.held(dest, mute=True)
         dest.event_wait('RESUME')
         dest.take_guest()

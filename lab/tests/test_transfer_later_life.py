@@ -3,38 +3,37 @@
 After a transfer the disk lives on as if its QEMU had been started with it
 """
 from lab.machines.agent import Summary, blkverify
-from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line, plug, status
+from lab.machines.backend import MEGABYTE
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Chain, status
 from lab.machines.disks import Disk, Load
 from lab.machines.vm import HOTPLUG_BUSES, VM
 from lab.machines.watch import Messages, connections, wait_for
 
-from .testcase import main
-from .transfer_case import TransferTest
+from .testcase import TestCase, main
 
 DRIVER = '/sys/bus/virtio/drivers/virtio_blk'
-MEGABYTE = 1024 * 1024
 SET_MEM_TABLE = 5
 ADD_MEM_REG = 37
 
 
-class LaterLife(TransferTest):
+class LaterLife(TestCase):
     """What happens to a disk that has been transferred"""
 
     def check_disk(self, vm: VM) -> None:
         """The disk must work, and another transfer, too."""
-        self.line.guest.verify('vda', count=1000, seed=3)
-        load = Load(self.line.guest, seed=4)
-        self.line.transfer(vm)
+        self.chain.guest.verify('vda', count=1000, seed=3)
+        load = Load(self.chain.guest, seed=4)
+        self.chain.transfer(vm)
         load.advance(300)
         load.stop()
 
     def set_up(self, disk: Disk, mode: str = IGNORE_SHARED,
                *args: str) -> VM:
         """Boot a guest and transfer it, under load."""
-        self.line = Line(self, disk, mode=mode, args=args)
-        source = self.line.boot()
-        load = Load(self.line.guest)
-        dest = self.line.transfer(source)
+        self.chain = Chain(self.scope, disk, mode=mode, args=args)
+        source = self.chain.boot()
+        load = Load(self.chain.guest)
+        dest = self.chain.transfer(source)
         load.advance(300)
         load.stop()
         source.shutdown()
@@ -42,15 +41,15 @@ class LaterLife(TransferTest):
 
     def check_reboot(self, mode: str) -> None:
         """The guest boots again, by its own will and by the host's."""
-        backend = self.daemon()
+        backend = self.scope.daemon()
         vm = self.set_up(Disk(backend), mode)
         before = connections(backend.pid, backend.path)
         vm.cmd('set-action', reboot='reset')
-        self.line.guest.start('reboot -f')
-        self.line.guest.wait_booted()
-        Load(self.line.guest, seed=2)
+        self.chain.guest.start('reboot -f')
+        self.chain.guest.wait_booted()
+        Load(self.chain.guest, seed=2)
         vm.cmd('system_reset')      # with requests in flight
-        self.line.guest.wait_booted()
+        self.chain.guest.wait_booted()
         self.check_disk(vm)
         self.assertEqual(connections(backend.pid, backend.path), before)
 
@@ -68,19 +67,19 @@ class LaterLife(TransferTest):
 
     def test_driver(self) -> None:
         """The driver lets go of the disk and takes it again."""
-        vm = self.set_up(Disk(self.daemon()))
+        vm = self.set_up(Disk(self.scope.daemon()))
         for _ in range(2):
-            self.line.guest.run(
+            self.chain.guest.run(
                 f'dev=$(basename $(readlink -f /sys/block/vda/device)) && '
                 f'echo $dev >{DRIVER}/unbind && [ ! -e /sys/block/vda ] && '
                 f'echo $dev >{DRIVER}/bind')
-            self.line.guest.verify('vda', count=1000, seed=2)
+            self.chain.guest.verify('vda', count=1000, seed=2)
         self.check_disk(vm)
 
     def test_stop_and_continue(self) -> None:
         """The VM is stopped and continued under load."""
-        vm = self.set_up(Disk(self.daemon()))
-        load = Load(self.line.guest, seed=2)
+        vm = self.set_up(Disk(self.scope.daemon()))
+        load = Load(self.chain.guest, seed=2)
         for _ in range(3):
             vm.cmd('stop')
             vm.cmd('cont')
@@ -90,70 +89,68 @@ class LaterLife(TransferTest):
 
     def test_resize(self) -> None:
         """The guest is told of a new size, before and after a transfer."""
-        backend = self.daemon()
+        backend = self.scope.daemon()
         vm = self.set_up(Disk(backend))
         for size in 24, 32:
             backend.cmd('block_resize', **{'node-name': 'disk',
                                            'size': size * MEGABYTE})
             sectors = size * MEGABYTE // 512
-            self.line.guest.wait_until(
+            self.chain.guest.wait_until(
                 f'[ $(cat /sys/block/vda/size) = {sectors} ]', 20)
-            vm = self.line.transfer(vm)
+            vm = self.chain.transfer(vm)
         self.check_disk(vm)
 
     def test_unplug_beside_source(self) -> None:
         """The back-end is free at once, though the old QEMU still lives."""
-        backend = self.daemon()
+        backend = self.scope.daemon()
         disk = Disk(backend, options=f',bus={HOTPLUG_BUSES[0]}')
-        line = Line(self, disk)
-        source = line.boot()
-        Load(line.guest).stop()
-        dest = line.transfer(source)
+        chain = Chain(self.scope, disk)
+        source = chain.boot()
+        Load(chain.guest).stop()
+        dest = chain.transfer(source)
         dest.delete_device(disk.name)
         dest.cmd('chardev-remove', id=f'c-{disk.name}')
         wait_for('the back-end is free',
                  lambda: not connections(backend.pid, backend.path))
-        plug(dest, disk)
-        Load(line.guest).stop()
+        disk.plug(dest)
+        Load(chain.guest).stop()
         self.assertEqual(status(source), 'postmigrate')
 
     def test_unplug(self) -> None:
         """The disk is unplugged, and plugged in again."""
-        backend = self.daemon()
+        backend = self.scope.daemon()
         disk = Disk(backend, options=f',bus={HOTPLUG_BUSES[0]}')
         vm = self.set_up(disk)
         vm.delete_device('d')
-        self.line.guest.wait_until('[ ! -e /dev/vda ]')
+        self.chain.guest.wait_until('[ ! -e /dev/vda ]')
         vm.cmd('chardev-remove', id='c-d')
         wait_for('the back-end is free', lambda: not connections(
             backend.pid, backend.path))
-        vm.add_chardev('c-d', backend.path)
-        vm.cmd('device_add', driver='vhost-user-blk-pci', id='d',
-               chardev='c-d', bus=HOTPLUG_BUSES[0])
-        self.line.guest.wait_until('[ -b /dev/vda ]')
+        disk.plug(vm)
+        self.chain.guest.wait_until('[ -b /dev/vda ]')
         self.check_disk(vm)
 
     def check_memory_hotplug(self, mode: str) -> None:
         """New memory is used for I/O while the old rings run on."""
-        backend = self.daemon()
+        backend = self.scope.daemon()
         vm = self.set_up(Disk(backend), mode, '-m', 'slots=1,maxmem=1G')
-        load = Load(self.line.guest, seed=2)
-        with Messages(backend.pid, self.path('')) as messages:
+        load = Load(self.chain.guest, seed=2)
+        with Messages(backend.pid, self.scope.path('')) as messages:
             vm.cmd('object-add', {'qom-type': 'memory-backend-memfd',
                                   'id': 'more', 'size': 128 * MEGABYTE})
             vm.cmd('device_add', driver='pc-dimm', id='dimm', memdev='more')
-            self.line.guest.wait_until(
+            self.chain.guest.wait_until(
                 'for m in /sys/devices/system/memory/memory*/state; do '
                 'grep -q offline $m && echo online >$m; done; '
                 '[ $(grep MemTotal /proc/meminfo | tr -dc 0-9) -gt 250000 ]')
             load.advance(300)
             # The old memory is filled, so that buffers are in the new.
-            self.line.guest.run(
+            self.chain.guest.run(
                 'mount -t tmpfs -o size=90% none /tmp && '
                 'for n in 1 2 3 4 5 6 7; do cp /dev/vda /tmp/$n; done')
             load.stop()
-            self.line.guest.verify('vda', count=1000, seed=3, depth=256,
-                                   block_size=65536)
+            self.chain.guest.verify('vda', count=1000, seed=3, depth=256,
+                                    block_size=65536)
         self.assertTrue({SET_MEM_TABLE, ADD_MEM_REG} & set(messages.requests))
 
     def test_memory_hotplug(self) -> None:
@@ -166,13 +163,12 @@ class LaterLife(TransferTest):
 
     def check_backend_restart(self, mode: str) -> None:
         """The new QEMU reconnects, the old one does not; nothing is lost."""
-        backend = self.sample_backend()
-        backend.start()
-        self.line = Line(self, Disk(backend, chardev=',reconnect-ms=100'),
-                         mode=mode)
-        source = self.line.boot()
-        load = Load(self.line.guest, depth=32)
-        dest = self.line.transfer(source)
+        backend = self.scope.sample_backend()
+        disk = Disk(backend, chardev=',reconnect-ms=100')
+        self.chain = Chain(self.scope, disk, mode=mode)
+        source = self.chain.boot()
+        load = Load(self.chain.guest, depth=32)
+        dest = self.chain.transfer(source)
         load.advance(300)
         for _ in range(3):
             backend.kill()
@@ -197,18 +193,17 @@ class LaterLife(TransferTest):
 
     def test_backend_gone(self) -> None:
         """While the back-end is away, the next transfer is refused."""
-        backend = self.sample_backend()
-        backend.start()
+        backend = self.scope.sample_backend()
         disk = Disk(backend, chardev=',reconnect-ms=100')
         vm = self.set_up(disk)
         backend.kill()
         disk.wait_connected(vm, False)
-        self.line.prepare(vm, source=True)
-        error = vm.qmp('migrate', {'uri': f'unix:{self.line.path}'})
+        self.chain.prepare(vm, source=True)
+        error = vm.qmp('migrate', {'uri': f'unix:{self.chain.path}'})
         self.assertIn('not connected', str(error.get('error')))
         backend.start()
-        writer = self.line.guest.start(blkverify('vda', count=1000, seed=2))
-        summary = Summary.parse(self.line.guest.wait(writer).output)
+        writer = self.chain.guest.start(blkverify('vda', count=1000, seed=2))
+        summary = Summary.parse(self.chain.guest.wait(writer).output)
         self.assertEqual((summary.verified, summary.errors), (1000, 0))
         self.check_disk(vm)
 

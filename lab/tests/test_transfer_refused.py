@@ -7,9 +7,8 @@ An error names the cause, and no monitor stops answering.
 import time
 from typing import Dict, List
 
-from lab.machines.chain import (COPY, Line, migration_error, plug, status,
-                                wait_end)
-from lab.machines.disks import Disk, Load
+from lab.machines.chain import COPY, Chain, migration_error, status, wait_end
+from lab.machines.disks import Disk, Load, add_chardev
 from lab.machines.vm import HOTPLUG_BUSES, VM
 
 from .testcase import main
@@ -22,7 +21,7 @@ class TransferRefused(SourceTest):
     def assert_refused(self, dest: VM, *words: str,
                        on: 'tuple[bool, bool]' = (True, True)) -> None:
         """A migration must fail for a reason, told by the destination."""
-        self.line.send(self.source, dest, transfer=on)
+        self.chain.send(self.source, dest, transfer=on)
         self.wait_failed()
         wait_end(dest, 'failed')
         error = migration_error(dest)
@@ -41,7 +40,7 @@ class TransferRefused(SourceTest):
                 (',queue-size=64', 'queue-size'),
                 (',event_idx=off', 'features'),
                 (',config-wce=off', 'features')):
-            dest = self.line.destination(disks=[self.disk.but(options)])
+            dest = self.chain.destination(disks=[self.disk.but(options)])
             self.assert_refused(dest, word)
         self.assert_transfers()
 
@@ -50,54 +49,55 @@ class TransferRefused(SourceTest):
         self.set_up()
         for args in ((), ('-blockdev', 'driver=null-co,node-name=n',
                           '-device', 'virtio-blk-pci,id=d,drive=n')):
-            self.assert_refused(self.line.destination(*args, disks=[]),
+            self.assert_refused(self.chain.destination(*args, disks=[]),
                                 'vhost-user-blk')
         self.assert_transfers()
 
     def test_more_disks(self) -> None:
         """A destination has a disk that was unplugged at the source."""
         self.set_up()
-        dest = self.line.destination(
-            disks=[self.disk, Disk(self.daemon('other'), 'e')])
+        dest = self.chain.destination(
+            disks=[self.disk, Disk(self.scope.daemon('other'), 'e')])
         self.assert_refused(dest, "'e'", 'did not come')
         self.assert_transfers()
 
     def test_source_only(self) -> None:
         """The parameter is off at the destination: it cannot connect."""
         self.set_up()
-        dest = self.line.destination()
-        self.line.prepare(dest, transfer=False)
+        dest = self.chain.destination()
+        self.chain.prepare(dest, transfer=False)
         started = time.monotonic()
-        error = dest.qmp('migrate-incoming', {'uri': f'unix:{self.line.path}'})
+        error = dest.qmp('migrate-incoming',
+                         {'uri': f'unix:{self.chain.path}'})
         self.assertLess(time.monotonic() - started, 10)
         self.assertIn('c-d', str(error['error']))
         self.assertEqual(status(dest), 'inmigrate')
         self.assert_undisturbed()
 
         # It may be told to wait for the disk after all.
-        self.line.transfer(self.source, dest)
+        self.chain.transfer(self.source, dest)
         self.load.advance(300)
         self.load.stop()
 
     def test_destination_only(self) -> None:
         """The parameter is off at the source: the disk does not come."""
         self.set_up()
-        self.assert_refused(self.line.destination(), 'backend-transfer',
+        self.assert_refused(self.chain.destination(), 'backend-transfer',
                             on=(False, True))
         self.assert_transfers()
 
     def test_device_opts_out(self) -> None:
         """A device with backend-transfer=off needs a back-end of its own."""
         self.set_up()
-        mine = self.daemon('mine', share=True)
-        other = self.daemon('other', share=True, disk='mine')
-        line = Line(self, self.disk, mode=COPY)
+        mine = self.scope.daemon('mine', share=True)
+        other = self.scope.daemon('other', share=True, disk='mine')
+        chain = Chain(self.scope, self.disk, mode=COPY)
         self.source.shutdown()
         disks = [self.disk, Disk(mine, 'own', ',backend-transfer=off')]
-        source = line.boot(disks=disks)
-        load = Load(line.guest, 'vda', 'vdb')
+        source = chain.boot(disks=disks)
+        load = Load(chain.guest, 'vda', 'vdb')
         disks = [self.disk, Disk(other, 'own', ',backend-transfer=off')]
-        line.transfer(source, line.destination(disks=disks))
+        chain.transfer(source, chain.destination(disks=disks))
         load.advance(300)
         load.stop()
 
@@ -105,11 +105,11 @@ class TransferRefused(SourceTest):
         """device_add ends with an error, and the monitor lives."""
         self.set_up()
         bus = HOTPLUG_BUSES[0]
-        other = Line(self, mode=COPY).vm('-S')
+        other = Chain(self.scope, mode=COPY).vm('-S')
         other.launch()
         choices: List[Dict[str, object]] = [{}, {'reconnect_ms': 1000}]
         for options in choices:
-            other.add_chardev('c', self.backend.path, **options)
+            add_chardev(other, 'c', self.backend.path, **options)
             started = time.monotonic()
             error = other.attach_error({'driver': 'vhost-user-blk-pci',
                                         'id': 'd', 'chardev': 'c', 'bus': bus})
@@ -120,14 +120,14 @@ class TransferRefused(SourceTest):
         # Once the back-end is free, so is the way.
         self.load.stop()
         self.source.shutdown()
-        plug(other, self.disk.but(f',bus={bus}'))
+        self.disk.but(f',bus={bus}').plug(other)
 
     def test_channels(self) -> None:
         """Channels that pass no file descriptors are refused at once."""
         self.set_up()
-        self.line.prepare(self.source, source=True)
+        self.chain.prepare(self.source, source=True)
         for uri in ('tcp:127.0.0.1:1', 'exec:cat >/dev/null',
-                    f'file:{self.path("file")}'):
+                    f'file:{self.scope.path("file")}'):
             error = self.source.qmp('migrate', {'uri': uri})
             self.assertIn('backend-transfer', str(error.get('error')), uri)
         for name in 'postcopy-ram', 'x-colo', 'background-snapshot':
@@ -136,7 +136,7 @@ class TransferRefused(SourceTest):
                                           {'capabilities': [change]}):
                 continue        # not with x-ignore-shared or on this host
             error = self.source.qmp('migrate',
-                                    {'uri': f'unix:{self.line.path}'})
+                                    {'uri': f'unix:{self.chain.path}'})
             self.assertIn('backend-transfer', str(error.get('error')), name)
             change['state'] = False
             self.source.cmd('migrate-set-capabilities', capabilities=[change])

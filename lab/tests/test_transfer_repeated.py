@@ -8,37 +8,37 @@ import os
 import unittest
 
 from lab import OBJ, STOCK_OBJ
-from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Line
+from lab.machines.backend import MEGABYTE
+from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Chain
 from lab.machines.disks import Disk, Load
 from lab.machines.watch import connections, count_fds, memory
 
-from .testcase import main
-from .transfer_case import TransferTest
+from .testcase import TestCase, main
 
 TRANSFERS = int(os.environ.get('TRANSFERS', '10'))
 STOCK = STOCK_OBJ / 'qemu-system-x86_64'
-MEGABYTE = 1024 * 1024
 
 
-class Repeated(TransferTest):
+class Repeated(TestCase):
     """Nothing may pile up"""
 
     def check_repeated(self, disks: int, queues: int, mode: str,
                        transfers: int) -> None:
         """Move a guest again and again under load."""
         options = f',num-queues={queues}'
-        members = [Disk(self.daemon(f'disk{n}', options=options), f'd{n}',
-                        options) for n in range(disks)]
-        pids = [disk.backend.pid for disk in members]
-        line = Line(self, *members, mode=mode, args=('-smp', str(queues)))
-        vm = line.boot()
+        moved = [Disk(self.scope.daemon(f'disk{n}', options=options), f'd{n}',
+                      options) for n in range(disks)]
+        pids = [disk.backend.pid for disk in moved]
+        chain = Chain(self.scope, *moved, mode=mode,
+                      args=('-smp', str(queues)))
+        vm = chain.boot()
         names = [f'vd{letter}' for letter in 'abcdefghijklmnop'[:disks]]
-        load = Load(line.guest, *names, depth=32 // disks + 2)
+        load = Load(chain.guest, *names, depth=32 // disks + 2)
         before = [connections(disk.backend.pid, disk.backend.path)
-                  for disk in members]
+                  for disk in moved]
         held, used, qemu = [], [], []
         for _ in range(transfers):
-            dest = line.transfer(vm)
+            dest = chain.transfer(vm)
             vm.shutdown()
             vm = dest
             load.advance(10 * disks)
@@ -48,7 +48,7 @@ class Repeated(TransferTest):
             qemu.append((count_fds(pid), memory(pid)))
         load.stop()
         self.assertEqual([connections(disk.backend.pid, disk.backend.path)
-                          for disk in members], before)
+                          for disk in moved], before)
         self.assertEqual(held[-1], held[0])
         self.assertLess(used[-1], used[0] + disks * MEGABYTE)
         self.assertEqual(qemu[-1][0], qemu[0][0])
@@ -76,42 +76,42 @@ class Repeated(TransferTest):
 
     def test_fio(self) -> None:
         """fio finds no error on four disks in many transfers."""
-        members = [Disk(self.daemon(f'disk{n}', options=',num-queues=2'),
-                        f'd{n}', ',num-queues=2') for n in range(4)]
-        line = Line(self, *members, args=('-smp', '2'), fio=True)
-        vm = line.boot()
+        moved = [Disk(self.scope.daemon(f'disk{n}', options=',num-queues=2'),
+                      f'd{n}', ',num-queues=2') for n in range(4)]
+        chain = Chain(self.scope, *moved, args=('-smp', '2'), fio=True)
+        vm = chain.boot()
         jobs = ' '.join(f'--name={name} --filename=/dev/{name}'
                         for name in ('vda', 'vdb', 'vdc', 'vdd'))
         stop = 'test ! -e /tmp/stop'
-        run = line.guest.start(
+        run = chain.guest.start(
             f'while {stop}; do fio --rw=randwrite --bs=4k --size=8M '
             '--direct=1 --ioengine=libaio --iodepth=32 --verify=crc32c '
             f'--verify_fatal=1 {jobs} || exit 1; done')
-        line.guest.wait_until(
+        chain.guest.wait_until(
             'read -r _ _ _ _ n _ </sys/block/vdd/stat; [ $n -gt 100 ]')
         for _ in range(TRANSFERS):
-            dest = line.transfer(vm)
+            dest = chain.transfer(vm)
             vm.shutdown()
             vm = dest
-        line.guest.run('touch /tmp/stop')
-        reply = line.guest.wait(run, 120)
+        chain.guest.run('touch /tmp/stop')
+        reply = chain.guest.wait(run, 120)
         self.assertEqual(reply.status, 0, reply.output)
 
 
 @unittest.skipUnless(STOCK.exists(), 'type "./run stock" first')
-class Compatibility(TransferTest):
+class Compatibility(TestCase):
     """With the parameter off, stock QEMU understands us and we it"""
 
     def check_migration(self, source_obj: object, dest_obj: object) -> None:
         """Migrate between two back-ends with the same file."""
-        disks = [Disk(self.daemon('disk', share=True))]
-        other = self.daemon('other', share=True, disk='disk')
-        line = Line(self, *disks, mode=COPY)
-        source = line.boot(obj=source_obj)
-        load = Load(line.guest)
-        dest = line.destination(obj=dest_obj, disks=[Disk(other)])
-        line.send(source, dest, transfer=(False, False))
-        line.arrive(source, dest)
+        disks = [Disk(self.scope.daemon('disk', share=True))]
+        other = self.scope.daemon('other', share=True, disk='disk')
+        chain = Chain(self.scope, *disks, mode=COPY)
+        source = chain.boot(obj=source_obj)
+        load = Load(chain.guest)
+        dest = chain.destination(obj=dest_obj, disks=[Disk(other)])
+        chain.send(source, dest, transfer=(False, False))
+        chain.arrive(source, dest)
         load.advance(300)
         load.stop()
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The campaign: rounds until the time is over, and a report at the end
+Run rounds until the time is over, and print a report
 """
 import argparse
 import faulthandler
@@ -13,44 +13,41 @@ import signal
 import sys
 import tempfile
 import time
-import unittest
 from pathlib import Path
 from typing import List
 
 from lab import ROOT
 from lab.machines.evidence import children
+from lab.machines.scope import PREFIX, end_on_signals
 from lab.machines.watch import wait_for
-from lab.tests.testcase import end_on_signals
 
 from .choices import choose
-from .round import TortureRound
 from .tally import Tally
-from .tool_round import ToolRound
+from .transfer_round import TransferRound
+from .update_round import UpdateRound
 
 OUTPUT = ROOT / 'build/torture'
 
 
 def left_behind() -> List[str]:
-    """Processes and files of a round that should be gone."""
-    memory = Path('/dev/shm').glob(f'qemu-functional-{os.getpid()}-*')
+    """Processes and files that a round should have removed."""
+    memory = Path('/dev/shm').glob(f'{PREFIX}*')
     return [*(f'process {pid}' for pid in children()),
             *map(str, memory), *os.listdir(tempfile.gettempdir())]
 
 
 def carry_out(seed: int, number: int, tally: Tally, until: float) -> None:
-    """One round."""
+    """Run a round, and report its failure."""
     plan = choose(seed, number)
     folder = OUTPUT / f'{seed}-{number}'
     shutil.rmtree(folder, ignore_errors=True)
-    kind = ToolRound if plan.tool else TortureRound
+    kind = UpdateRound if plan.tool else TransferRound
     tally.notes = [str(plan)]
-    result = unittest.TestResult()
-    kind(plan, tally, until, folder).run(result)
+    problems = kind(plan, tally, until, folder).run()
     for core in Path.cwd().glob('core*'):
-        core.unlink()           # of one that ended so because of a limit
-    problems = [text for _, text in result.errors + result.failures]
+        core.unlink()           # an expected abort because of a limit
     try:
-        wait_for('all is gone', lambda: not left_behind())
+        wait_for('nothing is left behind', lambda: not left_behind())
     except TimeoutError:
         problems.append(f'left behind: {left_behind()}')
     if problems:
@@ -65,13 +62,14 @@ def carry_out(seed: int, number: int, tally: Tally, until: float) -> None:
 
 
 def main() -> int:
-    """Run the campaign; returns the exit status."""
+    """Run all rounds; returns the exit status."""
     parser = argparse.ArgumentParser(prog='./run torture', description=__doc__)
     parser.add_argument('--minutes', type=float, default=10)
     parser.add_argument('--seed', type=int, default=random.randrange(1 << 32))
-    parser.add_argument('--round', type=int, help='only this one')
+    parser.add_argument('--round', type=int,
+                        help='repeat only this round of the seed')
     args = parser.parse_args()
-    # That a QEMU ends by our signals is no news.
+    # qemu.machine warns of QEMUs that end by a signal, which we send.
     logging.getLogger('qemu').setLevel(logging.CRITICAL)
     faulthandler.register(signal.SIGUSR1)
     end_on_signals()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What may happen in a round: chosen at random, before it begins
+The random choices for a round, made before it begins
 """
 import random
 from dataclasses import dataclass, field
@@ -8,13 +8,14 @@ from typing import List, Tuple
 
 from lab.machines.chain import COPY, CPR, IGNORE_SHARED
 
-# Back-ends: qemu-storage-daemon as it is, with 500 requests a second, with 40,
-# and without data but with a delay; QEMU's sample, which can be restarted.
+# Back-ends: qemu-storage-daemon without a limit, with 500 requests a second,
+# with 40 requests a second, and with null-co, which delays each request; the
+# sample back-end of QEMU, which can be restarted.
 PLAIN, THROTTLED, SLOW, DELAYED, SAMPLE = \
     'plain', 'throttled', 'slow', 'delayed', 'sample'
 PLUG, UNPLUG, PLUG_WAITING = 'plug', 'unplug', 'plug-waiting'
 
-# Faults, by what brings them about, and how often each is chosen
+# Kinds of faults, by the way in which they are injected, with weights
 SIGNALS = {'kill-source': 7, 'kill-destination': 14, 'kill-backend': 10,
            'stuck-source': 2, 'stuck-destination': 3, 'stuck-backend': 7}
 COMMANDS = {'cancel': 9, 'stop-source': 3, 'cont-source': 2,
@@ -34,7 +35,7 @@ class DiskChoice:
     backend: str
     queues: int
     options: str                # of the device
-    reconnect: bool             # does QEMU connect again?
+    reconnect: bool             # does the chardev have reconnect-ms?
     depth: int
     block_size: int
 
@@ -42,12 +43,12 @@ class DiskChoice:
 @dataclass
 class Fault:
     """
-    Something that goes wrong.
+    A fault in a transfer.
 
-    @param when: seconds after the transfer begins
-    @param place: bytes of the stream that pass before
-    @param length: seconds that it takes
-    @param amount: how much, from 0 to 1
+    @param when: seconds from the begin of the transfer
+    @param place: for faults in the stream: bytes that pass before
+    @param length: seconds that the fault lasts
+    @param amount: from 0 to 1; how much of a limit, or which one of several
     """
     kind: str
     when: float
@@ -61,11 +62,11 @@ class Transfer:
     """
     One transfer.
 
-    @param change: hot-plug, which comes before
-    @param paused: is the VM stopped before?
-    @param hold: does the destination wait for "cont" (-S)?
-    @param take_back: is the VM then continued at the source?
-    @param kill_loser: is the QEMU killed that has lost the VM?  Else it quits.
+    @param change: PLUG, UNPLUG or PLUG_WAITING before the transfer, or ''
+    @param paused: is the VM stopped before the transfer?
+    @param hold: is the destination started with -S?
+    @param take_back: with hold: does "cont" go to the source?
+    @param kill_loser: is the QEMU without the VM killed?  Else it quits.
     """
     faults: List[Fault]
     change: str
@@ -81,34 +82,34 @@ class Transfer:
 
 @dataclass
 class ToolFault:
-    """What a run of scripts/live-update meets, after so many seconds."""
+    """A fault in a run of live-update, after so many seconds."""
     kind: str
     when: float
 
 
 @dataclass
 class Plan:
-    """All that is random in a round."""
+    """All choices for a round."""
     mode: str
     cpus: int
     disks: List[DiskChoice]
-    spare: List[DiskChoice]     # to be plugged in
+    spare: List[DiskChoice]     # for hot-plug
     transfers: List[Transfer] = field(default_factory=list)
     tool: List[ToolFault] = field(default_factory=list)
 
 
 def pick(rng: random.Random, weights: 'dict[str, int]') -> str:
-    """One of the keys."""
+    """Choose a key, by the weights."""
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def moment(rng: random.Random) -> float:
-    """Most of a transfer happens early."""
+    """Choose seconds; early ones, when most happens, are more likely."""
     return rng.uniform(0, rng.choice((0.02, 0.1, 0.3, 1.0)))
 
 
 def place(rng: random.Random, mode: str) -> int:
-    """A place in a stream of half a megabyte, or with the memory in front."""
+    """Choose a byte of the stream, which begins with RAM if that is copied."""
     if mode == COPY and rng.random() < 0.6:
         return rng.randrange(60_000_000)
     return rng.randrange(rng.choice((2000, 100_000, 600_000)))
@@ -116,7 +117,7 @@ def place(rng: random.Random, mode: str) -> int:
 
 def choose_disk(rng: random.Random, cpus: int, backends: Tuple[str, ...]
                 ) -> DiskChoice:
-    """A disk."""
+    """Choose a disk."""
     backend = rng.choice(backends)
     reconnect = backend == SAMPLE and rng.random() < 0.8
     queues = rng.randint(1, cpus)
@@ -125,9 +126,9 @@ def choose_disk(rng: random.Random, cpus: int, backends: Tuple[str, ...]
     depth = rng.choice((1, 4, 8, 32, 64))
     if rng.random() < 0.3:
         options += ',indirect_desc=off'
-        # When its ring is full, the driver of our guest's Linux stops for
-        # good, on stock QEMU, too, without anything else happening: all
-        # requests are answered, and it submits no more.
+        # With a full ring, the driver of the guest's Linux stops for good,
+        # on stock QEMU and without a transfer, too: all its requests have
+        # been answered, and it submits no other.
         depth = min(depth, 8)
     options += rng.choice(('', '', ',packed=on'))
     options += rng.choice(('', '', ',queue-size=64'))
@@ -136,14 +137,14 @@ def choose_disk(rng: random.Random, cpus: int, backends: Tuple[str, ...]
 
 
 def choose_fault(rng: random.Random, kind: str, mode: str) -> Fault:
-    """When and how a fault is to happen."""
+    """Choose the details of a fault."""
     length = rng.uniform(0.05, 1.5)
     return Fault(kind, moment(rng), place(rng, mode), length, rng.random())
 
 
 def choose_faults(rng: random.Random, mode: str, can_restart: bool
                   ) -> List[Fault]:
-    """The faults of a transfer, no two of which are in each other's way."""
+    """Choose faults that can be injected into the same transfer."""
     count = rng.choices((0, 1, 2, 3), (15, 60, 18, 7))[0]
     weights = {kind: weight for kind, weight in FAULTS.items()
                if can_restart or kind != 'kill-backend'}
@@ -181,7 +182,7 @@ def choose_transfer(rng: random.Random, plan: Plan, plugged: bool
 
 
 def choose(seed: int, number: int) -> Plan:
-    """The plan of a round."""
+    """Make all choices for a round."""
     rng = random.Random(f'{seed}-{number}')
     mode = rng.choice((IGNORE_SHARED, IGNORE_SHARED, CPR, COPY))
     cpus = rng.choice((1, 1, 2, 4))
@@ -199,7 +200,7 @@ def choose(seed: int, number: int) -> Plan:
                   for _ in range(count)]
     if rng.random() < 0.5:
         disk = choose_disk(rng, cpus, (PLAIN, THROTTLED))
-        disk.queues, disk.options = cpus, ''    # as it is by default
+        disk.queues, disk.options = cpus, ''    # the default of QEMU
         plan.spare = [disk]
     plugged = False
     for _ in range(rng.randint(6, 14)):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Faults: what is done to a transfer, by signals, limits, and in its stream
+Injection of faults: by signals, resource limits, and in the stream
 """
 import contextlib
 import os
@@ -13,20 +13,18 @@ import time
 from pathlib import Path
 from typing import Callable, List, Optional
 
+from lab.machines.backend import MEGABYTE
 from lab.machines.relay import Relay
 
 from .choices import STREAM, Fault
-from .machine import Machine
-
-MEGABYTE = 1024 * 1024
+from .mortal_vm import MortalVM
 
 
-class Saboteur(Relay):
+class FaultyRelay(Relay):
     """
-    A relay that does something to the stream, or in the middle of it.
+    A relay that injects a fault at a byte of the stream.
 
-    @param fault: what, and where
-    @param kill: kills "source" or "destination"
+    @param kill: is called with "source" or "destination", and kills that QEMU
     """
 
     def __init__(self, path: str, target: str, fault: Fault,
@@ -60,12 +58,12 @@ class Saboteur(Relay):
 
 
 def stream_fault(faults: List[Fault]) -> Optional[Fault]:
-    """The one of the faults, if any, that takes a relay."""
+    """The fault, if there is one, that needs a relay."""
     return next((fault for fault in faults if fault.kind in STREAM), None)
 
 
-class Timed:
-    """Signals at their times, counted from now, by threads of their own."""
+class Schedule:
+    """Functions that threads call at given times, counted from now."""
 
     def __init__(self) -> None:
         self.begin = time.monotonic()
@@ -73,7 +71,7 @@ class Timed:
         self._errors: List[BaseException] = []
 
     def at(self, when: float, work: Callable[[], object]) -> None:
-        """Do something at a time."""
+        """Have a function called after so many seconds."""
         def wait_and_work() -> None:
             self.sleep_until(when)
             try:
@@ -85,37 +83,37 @@ class Timed:
         self._threads[-1].start()
 
     def sleep_until(self, when: float) -> None:
-        """Let time pass."""
+        """Sleep until so many seconds after the begin."""
         time.sleep(max(0.0, self.begin + when - time.monotonic()))
 
     def join(self) -> None:
-        """Wait until all is done."""
+        """Wait for all calls, and raise the first error of them."""
         for thread in self._threads:
             thread.join()
         if self._errors:
             raise self._errors[0]
 
     def freeze(self, fault: Fault, send: Callable[[int], object]) -> None:
-        """Let a process stop for a while."""
+        """Stop a process by SIGSTOP for the length of the fault."""
         self.at(fault.when, lambda: send(signal.SIGSTOP))
         self.at(fault.when + fault.length, lambda: send(signal.SIGCONT))
 
 
 def virtual_memory(pid: int) -> int:
-    """The address space that a process uses, in bytes."""
+    """The size of the address space of a process in bytes."""
     pages = Path(f'/proc/{pid}/statm').read_text('ascii').split()[0]
     return int(pages) * resource.getpagesize()
 
 
 def highest_file(pid: int) -> int:
-    """The highest number of a file that a process has open."""
+    """The highest file descriptor that a process has open."""
     return max(int(name) for name in os.listdir(f'/proc/{pid}/fd'))
 
 
 class Limits:
-    """Limits of the resources of a QEMU, and the end of these."""
+    """Resource limits of a QEMU."""
 
-    def __init__(self, vm: Machine) -> None:
+    def __init__(self, vm: MortalVM) -> None:
         self._vm = vm
 
     def _set(self, kind: int, soft: int) -> None:
@@ -127,9 +125,9 @@ class Limits:
 
     def apply(self, fault: Fault, room: int) -> None:
         """
-        Let it run out of something.
+        Limit the file descriptors or the address space.
 
-        @param room: files that a transfer takes
+        @param room: how many file descriptors a transfer needs
         """
         pid = self._vm.get_pid()
         if not pid:
@@ -144,7 +142,7 @@ class Limits:
                     fault.amount ** 3 * 64 * MEGABYTE))
 
     def lift(self) -> None:
-        """Give it all that it wants."""
+        """Remove all limits."""
         pid = self._vm.get_pid()
         for kind in resource.RLIMIT_NOFILE, resource.RLIMIT_AS:
             with contextlib.suppress(ProcessLookupError):
@@ -154,6 +152,6 @@ class Limits:
 
 
 def uses_sanitizer(binary: str) -> bool:
-    """Was it built with one, which takes all address space there is?"""
+    """Was QEMU built with ASan, which needs much address space?"""
     with open(binary, 'rb') as program:
         return bool(re.search(rb'__asan_init', program.read()))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What was done in a campaign, and what came of it
+The counts of faults and their outcomes
 """
 import json
 from collections import Counter
@@ -12,14 +12,14 @@ from .choices import ToolFault, Transfer
 OUTCOMES = 'moved', 'stayed', 'lost', 'failed'
 MEANING = '''moved: the new QEMU runs the VM; stayed: the old one does
 lost: the QEMU that had the VM was killed, and it boots again
-failed: something was not as it must be'''
+failed: a check has failed'''
 
 
 class Tally:
     """
     Counts.
 
-    notes: of the present round
+    notes: of the round that runs
     """
 
     def __init__(self) -> None:
@@ -34,17 +34,17 @@ class Tally:
         self.counts[what] += count
 
     def note(self, text: str) -> None:
-        """What may help to understand a failure of this round."""
+        """Add a line for the report, if this round fails."""
         self.notes.append(text)
 
     def begin(self, transfer: Transfer) -> None:
-        """A transfer is to begin."""
+        """Count a transfer that begins."""
         self._start([fault.kind for fault in transfer.faults] +
                     ([transfer.change] if transfer.change else []) or ['none'])
         self.note(str(transfer))
 
     def begin_tool(self, fault: ToolFault) -> None:
-        """A run of scripts/live-update is to begin."""
+        """Count a run of live-update that begins."""
         self._start([f'live-update: {fault.kind}'])
         self.note(str(fault))
 
@@ -55,20 +55,20 @@ class Tally:
             self.table.setdefault(kind, Counter())['injected'] += 1
 
     def end(self, outcome: str) -> None:
-        """The transfer that was under way has ended."""
+        """Count the outcome of the transfer or run."""
         for kind in self._under_way:
             self.table[kind][outcome] += 1
         self._under_way = []
         self.note(outcome)
 
     def fail(self, number: int, reason: str) -> None:
-        """A round has failed."""
+        """Count a round that has failed."""
         if self._under_way:
             self.end('failed')
         self.failures.append({'round': number, 'reason': reason})
 
     def show(self) -> str:
-        """A table for people."""
+        """The table to print."""
         lines = [f'{"what was injected":28}' + ''.join(
             f'{name:>10}' for name in ('injected', *OUTCOMES))]
         for kind in sorted(self.table):
@@ -78,7 +78,7 @@ class Tally:
         return '\n'.join([*lines, MEANING])
 
     def save(self, path: Path, seed: int, seconds: float) -> None:
-        """The same for programs."""
+        """Write the counts as JSON."""
         path.write_text(json.dumps({
             'seed': seed, 'seconds': round(seconds, 1), **self.counts,
             'faults': self.table, 'failures': self.failures}, indent=1) +

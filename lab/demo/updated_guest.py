@@ -3,7 +3,6 @@
 A guest under load on vhost-user disks, whose QEMU scripts/live-update updates
 """
 import json
-import os
 import subprocess
 import tempfile
 import threading
@@ -14,32 +13,35 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from qemu.live_update.rings import Watch, find_rings
 
-from lab import OBJ, ROOT
+from lab import OBJ
 from lab.machines.agent import Guest
 from lab.machines.backend import Backend
 from lab.machines.server_vm import SLOT, ServerVM
+from lab.machines.tool import TOOL
 from lab.machines.watch import Messages, connections
 
 from .load import Fio, Options, Verdict, longest_gap, total, wait_until_busy
 
-TOOL = os.environ.get('LIVE_UPDATE', str(ROOT / 'scripts/live-update'))
 LONGEST = 60                    # seconds for an update
 Said = Dict[str, Any]
 
 
 class UpdateFailed(Exception):
-    """An update did not go as told; says why."""
+    """An update failed, or disturbed the guest; says how."""
 
 
 class Update(NamedTuple):
     """
-    What an update was like; times are those of time.time().
+    The figures of an update; times are those of time.time().
 
-    pids: of the old and the new QEMU
-    downtime: what QEMU says, in seconds
-    gap: longest time without a request of the data disk, in seconds
-    in_flight: requests that the disks had when the guest was paused
-    messages: to the back-ends; None if this user may not trace them
+    pids: process ids of the old and the new QEMU
+    downtime: of the migration, as QEMU reports it, in seconds
+    paused: when the guest was paused, and when it resumed
+    gap: the longest time in which no request of the data disk completed, in
+         seconds
+    in_flight: how many requests were in flight when the guest was paused
+    messages: how many messages the back-ends received; None if this user may
+              not trace them
     """
     begin: float
     pids: Tuple[int, int]
@@ -50,14 +52,14 @@ class Update(NamedTuple):
     messages: Optional[int]
 
 
-class LiveUpdates:
+class UpdatedGuest:
     """
-    A VM, and the load on its disks.
+    A VM with load on its disks, and its updates.
 
-    vm: it
-    watch: sees the requests of the guest
-    updates: all so far
-    verdict: what fio said in the end, at the time "ended"
+    watch: records the requests of the guest
+    updates: all updates so far
+    verdict: the result of fio
+    ended: when fio was told to end
     kernel, fio: versions
 
     @param folder: a new one, for its files
@@ -89,22 +91,22 @@ class LiveUpdates:
 
     @property
     def command(self) -> List[str]:
-        """What an operator types, the same for each update."""
+        """The command line of each update."""
         return [TOOL, '--qmp', self.vm.qmp, '--binary',
                 str(OBJ / 'qemu-system-x86_64')]
 
     @property
     def backends(self) -> List[List[str]]:
-        """The commands that serve the disks."""
+        """The command lines of the back-ends."""
         return [disk.arguments() for disk in self._disks.values()]
 
     @property
     def jobs(self) -> List[str]:
-        """What fio was told."""
+        """The jobs of fio."""
         return [run.job for run in self._runs]
 
     def start(self) -> None:
-        """Boot the guest, and begin to load and to watch its disks."""
+        """Boot the guest, put load on its disks and watch them."""
         self.vm.boot()
         self._guest.wait_until('[ -b /dev/vdb ]')
         self.kernel, self.fio = self._guest.run(
@@ -113,7 +115,7 @@ class LiveUpdates:
                       for name, options in self._load.items()]
         with self.vm.monitor() as qmp:
             rings, _ = qmp.do(find_rings)
-        # It goes on from QEMU to QEMU, since the guest's memory stays.
+        # An update does not end it: the file with the guest's memory stays.
         self.watch = Watch(self.vm.pid, rings)
         self.watch.start()
         self._wait_until_busy()
@@ -135,7 +137,7 @@ class LiveUpdates:
         try:
             wait_until_busy(self.watch, *self._disks)
         except TimeoutError:
-            # fio may be able to say more of it.
+            # The error of fio, if there is one, says more.
             self._end_load()
             raise
 
@@ -144,7 +146,7 @@ class LiveUpdates:
                 for inode in connections(disk.pid, disk.path)}
 
     def _trace(self, stack: ExitStack) -> Optional[List[Messages]]:
-        """Count messages, if this user may trace the back-ends."""
+        """Record the messages to the back-ends, if this user may do so."""
         try:
             return [stack.enter_context(Messages(disk.pid, str(self._folder)))
                     for disk in self._disks.values()]
@@ -152,13 +154,13 @@ class LiveUpdates:
             return None
 
     def _run_tool(self, progress: Callable[[Said], None]) -> Said:
-        """Run the tool; returns its result."""
+        """Run live-update; returns the event with the result."""
         said: Said = {}
         with tempfile.TemporaryFile('w+') as errors, subprocess.Popen(
                 [*self.command, '--json'], stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=errors, text=True) as tool:
             assert tool.stdout
-            # It tidies up when it is told to end.
+            # On SIGTERM live-update cleans up before it ends.
             watchdog = threading.Timer(LONGEST, tool.terminate)
             watchdog.start()
             try:
@@ -180,7 +182,7 @@ class LiveUpdates:
         """
         Update the VM.
 
-        @param progress: is called with each object that the tool says
+        @param progress: is called with each event of live-update
         """
         with ExitStack() as stack:
             messages = self._trace(stack)
@@ -204,7 +206,7 @@ class LiveUpdates:
 
 
 def end(process: 'subprocess.Popen[str]') -> None:
-    """End a process, if it has not ended."""
+    """End a process that may have ended already."""
     process.terminate()
     try:
         process.wait(10)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A QEMU process that may end at any time, and what may be said of its end
+A QEMU process that may be killed at any time, and the rules for its end
 """
 import os
 import re
@@ -16,40 +16,40 @@ from lab.machines.chain import ENDS, TransferFailed
 from lab.machines.vm import VM, VMLaunchFailure
 from lab.machines.watch import wait_for
 
-# What we get when a QEMU is killed under us
+# Exceptions that a killed QEMU causes
 TROUBLE = (QMPError, QEMUMachineError, VMLaunchFailure, TransferFailed,
            GuestError, EOFError, OSError)
 GONE = 'gone', 'gone'
 WAITING = 'inmigrate', 'none'
 CLAIMED = 'backend_transfer_claimed'    # the trace event
-# No log may have this.
+# Output of QEMU or a back-end that is a failure of the round
 BAD = re.compile(
     r'AddressSanitizer|LeakSanitizer|runtime error:|Assertion .* failed|'
     r'assertion failed|double free|corrupted size|invalid pointer|'
     r'stack smashing|malloc\(\):|free\(\):')
-# What the guest's kernel must not say
+# Output of the guest's kernel that is a failure of the round
 BAD_CONSOLE = re.compile(
     r'is not a head|I/O error|Kernel panic|BUG:|blocked for more than')
-# How GLib, and we with it, ends a process if the host refuses something
+# Output before GLib or QEMU aborts because of a resource limit
 NO_RESOURCES = re.compile(
     r'failed to allocate|Cannot allocate|Too many open files|Resource '
     r'temporarily unavailable|Unable to create|creating thread|out of memory',
     re.I)
 
 
-class Machine(VM):
+class MortalVM(VM):
     """
-    A QEMU that is looked at again when it has ended.
+    A QEMU whose output is examined when it has ended.
 
-    is_limited: does the host refuse it files, or memory?
+    is_limited: was a resource limit set?
     """
 
     def __init__(self, *args: str, **options: Any) -> None:
-        # A guest that is reset where it comes from boots where it arrives.
+        # If the source was reset, the guest boots in the destination.
         super().__init__(*args, '-trace', CLAIMED, '-action', 'reboot=reset',
                          **options)
         self.is_limited = False
-        self._answers = False       # its monitor
+        self._answers = False       # does the monitor answer?
         self._launcher: Optional[int] = None
         self._started = threading.Event()
         self._signals = {0, 1}
@@ -57,7 +57,7 @@ class Machine(VM):
         self._console = ''
 
     def launch(self) -> None:
-        """Start it; with CPR, in a thread, which may take long."""
+        """Start QEMU; with CPR, this returns only when a migration begins."""
         self._launcher = threading.get_ident()
         try:
             super().launch()
@@ -67,7 +67,7 @@ class Machine(VM):
             self._started.set()
 
     def signal(self, number: int) -> bool:
-        """Send it a signal; false: it has ended."""
+        """Send QEMU a signal; false: it has ended."""
         pid = self.get_pid()
         if pid is None:
             return False
@@ -81,7 +81,7 @@ class Machine(VM):
 
     def shutdown(self, hard: bool = False,
                  timeout: Optional[int] = 30) -> None:
-        """End it, unless it has ended; keep what it has printed."""
+        """End QEMU if it still runs; keep its output."""
         if self._launcher not in (None, threading.get_ident()):
             self.signal(signal.SIGKILL)
             self._started.wait(30)
@@ -98,16 +98,16 @@ class Machine(VM):
 
     @property
     def text(self) -> str:
-        """All that it has printed so far."""
+        """The output of QEMU so far."""
         return self._text or (self.output() if self._launched else '')
 
     @property
     def has_claimed(self) -> bool:
-        """Has it taken the VM from another one?"""
+        """Has this QEMU taken over the VM of another QEMU?"""
         return CLAIMED in self.text
 
     def logs(self) -> Dict[str, str]:
-        """What is kept when something is wrong."""
+        """Texts to keep as evidence, by name."""
         console = self._console
         if not console and self._launched and self.console.exists():
             console = self.console.read_text('utf-8', 'replace')
@@ -116,7 +116,7 @@ class Machine(VM):
                 'console': console}
 
     def judge(self) -> None:
-        """Nothing that it printed, or its end, may be wrong."""
+        """The output and the exit status must be good."""
         found = BAD.search(self.text)
         code = self.exitcode()
         refused = self.is_limited and NO_RESOURCES.search(self.text)
@@ -129,7 +129,7 @@ class Machine(VM):
         assert not found, f'the guest says "{found.group()}"'
 
     def look(self) -> Tuple[str, str]:
-        """The states of the VM and of its migration."""
+        """The run state of the VM, and the status of its migration."""
         if self.is_running():
             if not self._answers:
                 return WAITING
@@ -143,7 +143,7 @@ class Machine(VM):
         return GONE
 
     def can(self, command: str, **arguments: Any) -> bool:
-        """Give a command; false: it was refused, or QEMU has ended."""
+        """Execute a command; false: it failed, or QEMU has ended."""
         try:
             self.cmd(command, **arguments)
         except ExecuteError:
@@ -155,6 +155,6 @@ class Machine(VM):
 
 
 def has_ended(state: Tuple[str, str]) -> bool:
-    """Is nothing more to come from a migration?"""
+    """Has the migration ended, or QEMU?"""
     run, migration = state
     return state == GONE or migration in ENDS and run != 'finish-migrate'

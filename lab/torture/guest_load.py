@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Load on the disks of a guest, which accounts for each request
+Load on the disks of a guest: each request must be answered once
 """
 from typing import Dict, List, Set
 
@@ -11,8 +11,8 @@ from .choices import DELAYED, DiskChoice
 
 BLOCKS = 1024                   # few, so that checking them does not take long
 PATIENCE = 90                   # seconds; the host may be busy
-# Reads that take long, one after the other; as blkverify, it says at its end
-# what it has done.  There is nothing to be read but zeroes.
+# For disks that delay each request: read one block after the other, which must
+# be zero, and print a summary like the one of blkverify.
 READER = (
     'head -c 4096 /dev/zero >/tmp/zeroes; trap stop=1 TERM; n=0; '
     'while [ -z "$stop" ]; do dd if=/dev/$dev bs=4096 count=1 iflag=direct '
@@ -32,7 +32,7 @@ class Run:
     """
     A program that loads one disk.
 
-    @param number: of this run, among all; it is also the seed
+    @param number: of this run among all runs; it is also the seed
     """
     def __init__(self, guest: Guest, disk: DiskChoice, sectors: int,
                  number: int) -> None:
@@ -53,17 +53,17 @@ class Run:
             f'{find_device(sectors)}echo $$ >/tmp/{self.tag}; {command}')
 
     def account(self, kind: str, sequence: int) -> None:
-        """A request has completed: for the first time."""
+        """Note the completion of a request, which must be the first one."""
         assert sequence not in self.done[kind], \
             f'{self.tag}: {kind} {sequence} completed twice'
         self.done[kind].add(sequence)
 
     def stop(self) -> None:
-        """Tell it to end."""
+        """Send the program SIGTERM."""
         self._guest.run(f'kill $(cat /tmp/{self.tag})')
 
     def summary(self) -> Summary:
-        """Wait until it has ended, and check what it says."""
+        """Wait until the program has ended, and check its summary."""
         reply = self._guest.wait(self._command, PATIENCE)
         assert reply.status == 0, f'{self.tag}: {reply.output}'
         summary = Summary.parse(reply.output)
@@ -73,14 +73,14 @@ class Run:
         return summary
 
     def lasting(self) -> int:
-        """How many writes, from the first on, are known to be complete."""
+        """How many writes, without a gap from the first, have completed."""
         count = 0
         while count in self.done['w']:
             count += 1
         return count
 
     def check_after_crash(self, guest: Guest) -> None:
-        """All that was complete when the VM died must be there."""
+        """All writes that had completed before a crash must be on disk."""
         count = self.lasting()
         if self.disk.backend == DELAYED or not count:
             return
@@ -93,7 +93,7 @@ class Run:
             f'{self.tag}: after a crash, of {count}: {reply.output}'
 
 
-class Work:
+class GuestLoad:
     """The load on all disks of a guest, which may boot again."""
 
     def __init__(self) -> None:
@@ -111,13 +111,13 @@ class Work:
         self._by_tag[run.tag] = run
 
     def moved_to(self, guest: Guest) -> None:
-        """It is another guest from now on; runs must be started again."""
+        """Use another guest; runs must be started again."""
         self.count()
         self.guest = guest
         self._read = 0
 
     def count(self) -> Dict[str, int]:
-        """Account for new completions; how many are there of each run?"""
+        """Note new completions; returns how many each run has, by tag."""
         end = len(self.guest.records)
         for record in self.guest.records[self._read:end]:
             tag, kind, sequence = record.text.split(' ')
@@ -127,7 +127,7 @@ class Work:
         return {run.tag: len(run.done['r']) for run in self.runs.values()}
 
     def advance(self, count: int = 3) -> None:
-        """All disks must answer requests, now."""
+        """Wait until each disk has answered more requests."""
         before = self.count()
         ahead: List[str] = []
 
@@ -143,7 +143,7 @@ class Work:
             raise TimeoutError(f'{error}; these do not: {ahead}') from None
 
     def stop(self, *names: str) -> None:
-        """End the load on some disks; each request was answered once."""
+        """End the load on some disks; each request must have been answered."""
         runs = [self.runs[name] for name in names]
         for run in runs:
             run.stop()

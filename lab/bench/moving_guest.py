@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Guests that move from QEMU to QEMU, and what the trace says of each move
+A guest that migrates again and again, and figures from the traces of QEMU
 
-Both QEMUs put the time of the same clock on their trace events.  The pause is
-all that the guest does not run: from before the source stops its vCPUs until
-the destination has started its own.
+The timestamps of both QEMUs are of the same clock.  The pause is the time in
+which the guest does not run: from just before the source stops its vCPUs until
+the destination has started its vCPUs.
 """
 import re
 import tempfile
@@ -18,11 +18,11 @@ from qemu.qmp import QMPError
 
 from lab import OBJ
 from lab.machines.agent import GuestError
-from lab.machines.chain import IGNORE_SHARED, Line, TransferFailed
+from lab.machines.chain import IGNORE_SHARED, Chain, TransferFailed
 from lab.machines.disks import Disk
 from lab.machines.relay import Relay
+from lab.machines.scope import Scope
 from lab.machines.vm import VM, VMLaunchFailure
-from lab.tests.transfer_case import TransferTest
 
 from .process import BenchError
 
@@ -31,8 +31,8 @@ SECTION = re.compile(r'type=\S+ idstr=(\S+) .* downtime=(\d+)')
 TRACE = ('-msg', 'timestamp=on', '-trace', 'vmstate_downtime_*',
          '-trace', 'qemu_file_put_fd')
 
-# What the pause is made of, by the checkpoint that ends each part.  Loading
-# goes on while the source saves; here is what is left of it after that.
+# The parts of a pause, by the checkpoint that ends each of them.  Loading
+# begins while the source still saves; its part is the time after that.
 START = 'src-downtime-start'
 PARTS = {
     'src-vm-stopped': 'stop', 'src-non-iterable-saved': 'save',
@@ -45,8 +45,8 @@ class Pause(NamedTuple):
     A pause of a guest; times are in ms.
 
     length: how long the guest did not run
-    parts: what that is made of
-    begin: a time of the trace's clock
+    parts: the length of each part
+    begin: by the clock of the trace
     """
     length: float
     parts: Dict[str, float]
@@ -55,15 +55,15 @@ class Pause(NamedTuple):
 
 class Move(NamedTuple):
     """
-    A move of a guest; times are in ms.
+    A migration of a guest; times are in ms.
 
-    start: until the new QEMU waited
+    start: from the start of the new QEMU until it waited for the migration
     total: from the first command after that until the guest ran there
     pause: how long the guest did not run
-    parts: what that is made of
+    parts: the length of each part of the pause
     saved, loaded: time spent in the sections of devices, by kind of device
-    fds: how many the main channel has carried
-    maps: how many memory maps the new QEMU has made in the pause, if traced
+    fds: file descriptors that were passed through the main channel
+    maps: memory maps that the new QEMU has made in the pause, if traced
     begun: time.monotonic() when the migration was started
     """
     start: float
@@ -84,12 +84,12 @@ class Log:
         self.path = path
 
     def checkpoints(self) -> Dict[str, float]:
-        """When each was reached, in ms."""
+        """The time of each checkpoint, in ms."""
         return {rest: when for when, event, rest in self._events()
                 if event == 'vmstate_downtime_checkpoint'}
 
     def sections(self, what: str) -> Dict[str, float]:
-        """The ms that it took to "save" or "load", by kind of device."""
+        """The ms that "save" or "load" took, by kind of device."""
         spent: Dict[str, float] = {}
         for _, event, rest in self._events():
             found = SECTION.match(rest)
@@ -99,12 +99,12 @@ class Log:
         return spent
 
     def fds(self) -> int:
-        """How many files were put into the stream."""
+        """How many file descriptors were put into the stream."""
         return sum(event == 'qemu_file_put_fd'
                    for _, event, _ in self._events())
 
     def maps(self, begin: float) -> int:
-        """How many memory maps were made since then."""
+        """How many memory maps were made after a time."""
         return sum(event == 'flatview_new' and when > begin
                    for when, event, _ in self._events())
 
@@ -117,7 +117,7 @@ class Log:
 
 
 def pause_between(source: Log, dest: Log) -> Pause:
-    """How long a guest did not run that has moved."""
+    """How long a guest did not run in a migration."""
     times = {**dest.checkpoints(), **{
         name: when for name, when in source.checkpoints().items()
         if name.startswith('src-')}}
@@ -128,13 +128,9 @@ def pause_between(source: Log, dest: Log) -> Pause:
     return Pause(sum(parts.values()), parts, times[START])
 
 
-class Bed(TransferTest):
-    """Where processes and files live that go away together."""
-
-
 @contextmanager
 def bench_errors() -> Iterator[None]:
-    """What goes wrong in the "with" block is a BenchError."""
+    """Turn errors in the "with" block into BenchErrors."""
     try:
         yield
     except (TransferFailed, GuestError, VMLaunchFailure, QMPError,
@@ -143,63 +139,59 @@ def bench_errors() -> Iterator[None]:
 
 
 @contextmanager
-def bed() -> Iterator[Bed]:
-    """A bed for the "with" block; what goes wrong there is a BenchError."""
-    made = Bed()
-    # Whoever else writes to the disk of this machine must not disturb us.
+def bench_scope() -> Iterator[Scope]:
+    """A scope for the "with" block; errors there are BenchErrors."""
+    # Files are in RAM: other users of the host's disk must not disturb us.
     tempfile.tempdir = '/dev/shm'
     try:
-        with bench_errors():
-            made.setUp()
-            yield made
+        with bench_errors(), Scope() as scope:
+            yield scope
     finally:
-        made.doCleanups()
         tempfile.tempdir = None
 
 
-class Mover:
+class MovingGuest:
     """
-    A guest that moves again and again.
+    A guest that migrates again and again.
 
-    guest: to talk to
-    vm: the QEMU that it is in
-    moves: all that it has made
+    vm: the QEMU that runs the guest
+    moves: all migrations so far
 
     @param disks: vhost-user disks
-    @param mode: how RAM gets to the next QEMU
-    @param transfer: use backend-transfer?  Stock has none.
-    @param obj: where QEMU was built
-    @param memory: size of the guest's memory, if not what it mostly is
+    @param mode: how the next QEMU gets the guest's RAM
+    @param transfer: use backend-transfer?  Stock QEMU does not have it.
+    @param obj: the folder where QEMU was built
+    @param memory: size of the guest's memory, if not the default
     @param args: more arguments for QEMU
     """
-    def __init__(self, place: Bed, *disks: Disk, mode: str = IGNORE_SHARED,
+    def __init__(self, scope: Scope, *disks: Disk, mode: str = IGNORE_SHARED,
                  transfer: bool = True, obj: Path = OBJ, memory: str = '',
                  args: Tuple[str, ...] = ()) -> None:
-        self.line = Line(place, *disks, mode=mode, obj=obj, memory=memory,
-                         args=(*TRACE, *args))
-        self.guest = self.line.guest
+        self.chain = Chain(scope, *disks, mode=mode, obj=obj, memory=memory,
+                           args=(*TRACE, *args))
+        self.guest = self.chain.guest
         self.moves: List[Move] = []
-        self._place = place
+        self._scope = scope
         self._transfer = transfer
         self._log = self._new_log()
-        self.vm = self.line.boot('-D', self._log.path)
+        self.vm = self.chain.boot('-D', self._log.path)
 
     def _new_log(self) -> Log:
-        return Log(self._place.path(f'log-{time.monotonic_ns()}'))
+        return Log(self._scope.path(f'log-{time.monotonic_ns()}'))
 
     def prepare(self) -> 'Prepared':
         """Start the next QEMU."""
         log = self._new_log()
         begin = time.monotonic()
-        dest = self.line.destination('-D', log.path)
+        dest = self.chain.destination('-D', log.path)
         return Prepared(self, dest, log, (time.monotonic() - begin) * 1000)
 
     def move(self, relay: Optional[Relay] = None) -> Move:
-        """Move to a new QEMU, and end the old one."""
+        """Migrate to a new QEMU, and end the old one."""
         return self.prepare().move(relay)
 
     def moved(self, dest: VM, log: Log, start: float, begun: float) -> Move:
-        """Take note of a move that has just ended."""
+        """Add the figures of a migration that has just ended."""
         total = (time.monotonic() - begun) * 1000
         self.vm.shutdown()
         pause = pause_between(self._log, log)
@@ -211,25 +203,25 @@ class Mover:
         return move
 
     def send(self, dest: VM, relay: Optional[Relay] = None) -> float:
-        """Migrate, wait for the end and return when it was begun."""
+        """Migrate; returns when the migration was begun."""
         begun = time.monotonic()
-        self.line.send(self.vm, dest, relay.path if relay else '',
-                       (self._transfer, self._transfer))
-        self.line.arrive(self.vm, dest)
+        self.chain.send(self.vm, dest, relay.path if relay else '',
+                        (self._transfer, self._transfer))
+        self.chain.arrive(self.vm, dest)
         return begun
 
 
 class Prepared:
-    """A QEMU that waits for a guest."""
+    """A QEMU that waits for a migration."""
 
-    def __init__(self, mover: Mover, dest: VM, log: Log,
+    def __init__(self, moving: MovingGuest, dest: VM, log: Log,
                  start: float) -> None:
-        self._mover = mover
+        self._moving = moving
         self._dest = dest
         self._log = log
         self._start = start
 
     def move(self, relay: Optional[Relay] = None) -> Move:
-        """Move the guest here."""
-        begun = self._mover.send(self._dest, relay)
-        return self._mover.moved(self._dest, self._log, self._start, begun)
+        """Migrate the guest to this QEMU."""
+        begun = self._moving.send(self._dest, relay)
+        return self._moving.moved(self._dest, self._log, self._start, begun)
