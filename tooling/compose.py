@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bring a QEMU tree to the series as the repository has it.
 
-usage: compose.py TREE PATCHES ROOT
+usage: python3 -m tooling.compose TREE PATCHES ROOT
 
 TREE is a git tree with the tag `base`; PATCHES holds `series` and the
 patches; ROOT is where the new files are.  Files that the move does not change
@@ -12,7 +11,7 @@ while the repository stands still, and refused when both have moved.
 import sys
 from pathlib import Path
 
-from series import (BASE, COMPOSED, Git, SeriesError, compose,
+from tooling.series import (BASE, COMPOSED, Git, SeriesError, compose,
                     errors_in_one_line)
 
 

@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Check mechanically what a maintainer of QEMU would complain about.
 
-usage: lint.py TREE PATCHES OUTPUT
+usage: python3 -m tooling.lint TREE PATCHES OUTPUT
 
 TREE has the series as commits after the tag `base`; they are exported as
 mails to OUTPUT.  Our own Python is checked, too, as setup.cfg says.  Prints a
@@ -18,11 +17,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Callable, Iterator, List, Set
 
-from series import BASE, Git, SeriesError, errors_in_one_line
+from tooling.series import BASE, Git, SeriesError, errors_in_one_line
 
 ROOT = Path(__file__).resolve().parent.parent
+RELEASE = (ROOT / 'patches/base').read_text('ascii').strip()
 # Where our Python finds modules.
-MODULES = ('python', 'build/10.2/src/python', 'scripts', 'bench', 'demo')
+MODULES = ('.', 'python', f'build/{RELEASE}/src/python')
 # A commit may rewrite so many lines of one before it, such as a condition or
 # a call that it extends.  More is a correction: it belongs into that commit.
 EXTENDED = 3
@@ -100,8 +100,8 @@ class Series:
 
     def checkpatch(self) -> List[str]:
         """checkpatch.pl has no error and no warning"""
-        return said('scripts/export-series.py', self._tree, self._patches,
-                    self._mails)
+        return said(sys.executable, '-B', '-m', 'tooling.export', self._tree,
+                    self._patches, self._mails)
 
     def mails_give_the_commits(self) -> List[str]:
         """git am of the mails on QEMU as released gives the same commits"""

@@ -51,7 +51,7 @@ configure() {
         glib_package $name >"$glib/$name.pc"
     done
     PKG_CONFIG=pkg-config PKG_CONFIG_LIBDIR=$glib \
-        scripts/step.sh 'configuring QEMU for Windows' "$dir/configure.log" \
+        tooling/step.sh 'configuring QEMU for Windows' "$dir/configure.log" \
         env -C "$obj" ../src/configure --cross-prefix=x86_64-w64-mingw32- \
         --cc='ccache x86_64-w64-mingw32-gcc' \
         --python=/usr/bin/python3 --target-list=x86_64-softmmu \
@@ -73,5 +73,5 @@ objects() {
 
 [ -e "$obj/build.ninja" ] || configure
 mapfile -t objects < <(objects)
-scripts/step.sh 'compiling for Windows' "$dir/build.log" \
+tooling/step.sh 'compiling for Windows' "$dir/build.log" \
     ninja -C "$obj" "${objects[@]}"

@@ -17,5 +17,5 @@ rm -f "$log"
 status=0
 meson test -C "$dir" --print-errorlogs --timeout-multiplier 3 "$@" \
     </dev/null || status=$?
-/usr/bin/python3 -B scripts/count-results.py "$log"
+/usr/bin/python3 -B -m tooling.count_results "$log"
 exit $status

@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Count the results in Meson's testlog.json.
 
-usage: count-results.py TESTLOG
+usage: python3 -m tooling.count_results TESTLOG
 
 A program with many cases counts once, since one that crashes or hangs has no
 cases to count.  What failed in it, and with which exceptions, is said first:
@@ -33,6 +32,7 @@ def show_failure(test: Dict[str, str]) -> None:
     output = test.get('stdout', '') + '\n' + test.get('stderr', '')
     for reason in REASON.findall(output)[:20]:
         print(f'  {reason[:300]}')
+    print(f'  to run it alone: ./run test {test["name"].split(" / ")[-1]}')
 
 
 def main(log: Path) -> bool:

@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Write the commits made in a QEMU tree back to the repository.
 
-usage: refresh.py TREE PATCHES ROOT [--force]
+usage: python3 -m tooling.refresh TREE PATCHES ROOT [--force]
 
 Every commit after the tag `base` becomes a patch (edits to QEMU's own files),
 a line of `series`, and new files under ROOT.  What the old series listed and
@@ -17,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Dict, List, Set, Tuple
 
-from series import (BASE, COMPOSED, MODES, Entry, Git, SeriesError, compose,
+from tooling.series import (BASE, COMPOSED, MODES, Entry, Git, SeriesError, compose,
                     errors_in_one_line, read_series)
 
 

@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """compose.py and refresh.py, tried on a toy tree."""
 import os
@@ -11,7 +10,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from pycotap import TAPTestRunner
 
-SCRIPTS = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = {f'GIT_{role}_{key}': value for role in ('AUTHOR', 'COMMITTER')
             for key, value in (('NAME', 'Zoë Tester'),
                                ('EMAIL', 'zoe@example.org'))}
@@ -60,8 +59,9 @@ class SeriesTest(unittest.TestCase):
     def script(self, name: str,
                *args: str) -> 'subprocess.CompletedProcess[str]':
         return subprocess.run(
-            [sys.executable, SCRIPTS / name, self.src, self.patches,
-             self.root, *args], capture_output=True, text=True, check=False)
+            [sys.executable, '-B', '-m', f'tooling.{name}', self.src,
+             self.patches, self.root, *args], cwd=ROOT, capture_output=True,
+            text=True, check=False)
 
     def succeed(self, name: str, *args: str) -> str:
         r = self.script(name, *args)
@@ -101,22 +101,22 @@ class SeriesTest(unittest.TestCase):
 
     def developed(self) -> None:
         self.develop()
-        self.succeed('refresh.py')
+        self.succeed('refresh')
 
     def test_round_trip(self) -> None:
         self.develop()
         developed = self.git('log', '--format=%T %an %ae %ad%n%B', 'base..')
         before = self.files(self.src)
-        self.succeed('refresh.py')
+        self.succeed('refresh')
         self.assertEqual(
             self.git('log', '--format=%T %an %ae %ad%n%B', 'base..'),
             developed)
         self.assertEqual(self.files(self.src), before)
 
         state = self.state()
-        self.assertEqual(self.succeed('compose.py'), '')
-        self.succeed('refresh.py')
-        self.assertEqual(self.succeed('compose.py'), '')
+        self.assertEqual(self.succeed('compose'), '')
+        self.succeed('refresh')
+        self.assertEqual(self.succeed('compose'), '')
         self.assertEqual(self.state()[0], state[0])
         self.assertEqual(self.state()[2], state[2])
         self.assertEqual({p: c for p, (c, _, _) in self.state()[1].items()},
@@ -125,7 +125,7 @@ class SeriesTest(unittest.TestCase):
         # From nothing but the repository comes the very same commit.
         self.git('reset', '-q', '--hard', 'base')
         self.git('update-ref', '-d', 'refs/run/composed')
-        self.succeed('compose.py')
+        self.succeed('compose')
         self.assertEqual(self.git('rev-parse', 'HEAD'), state[2])
 
     def test_patches_hold_only_edits(self) -> None:
@@ -147,7 +147,7 @@ class SeriesTest(unittest.TestCase):
         (self.root / 'docs/ours.rst').write_text('not of the series\n')
         self.edit('series', '0001', '# why\n0001', self.patches)
         self.git('reset', '-q', '--hard', 'HEAD^')
-        self.succeed('refresh.py')
+        self.succeed('refresh')
         self.assertFalse((self.root / 'docs/a.rst').exists())
         self.assertTrue((self.root / 'docs/ours.rst').exists())
         self.assertEqual(len(list(self.patches.glob('*.patch'))), 1)
@@ -158,7 +158,7 @@ class SeriesTest(unittest.TestCase):
         self.developed()
         old = self.files(self.src)
         (self.root / 'docs/a.rst').write_text('B\n=\n')
-        self.succeed('compose.py')
+        self.succeed('compose')
         new = self.files(self.src)
         self.assertEqual({p for p in new if new[p] != old[p]}, {'docs/a.rst'})
         self.assertEqual(new['docs/a.rst'][0], b'B\n=\n')
@@ -166,27 +166,27 @@ class SeriesTest(unittest.TestCase):
     def test_work_in_the_tree_is_kept(self) -> None:
         self.developed()
         self.edit('other.c', 'other', 'mine')
-        self.assertIn('as it is', self.succeed('compose.py'))
+        self.assertIn('as it is', self.succeed('compose'))
         self.commit('other: rename')
-        self.assertIn('as it is', self.succeed('compose.py'))
+        self.assertIn('as it is', self.succeed('compose'))
         self.assertIn('mine', (self.src / 'other.c').read_text())
 
         (self.root / 'docs/a.rst').write_text('changed too\n')
-        self.fail_with('have both changed', 'compose.py')
-        self.fail_with('--force', 'refresh.py')
-        self.succeed('refresh.py', '--force')
+        self.fail_with('have both changed', 'compose')
+        self.fail_with('--force', 'refresh')
+        self.succeed('refresh', '--force')
         self.assertEqual((self.root / 'docs/a.rst').read_text(), 'A\n=\n\n')
-        self.assertEqual(self.succeed('compose.py'), '')
+        self.assertEqual(self.succeed('compose'), '')
 
     def test_repository_can_be_kept_instead(self) -> None:
         self.developed()
         self.edit('other.c', 'other', 'mine')
         (self.root / 'docs/a.rst').write_text('changed too\n')
-        r = self.script('compose.py')
+        r = self.script('compose')
         command = r.stderr.rsplit('"', 2)[1]
         subprocess.run(command, shell=True, check=True, capture_output=True,
                        env={**os.environ, **IDENTITY})
-        self.succeed('compose.py')
+        self.succeed('compose')
         self.assertEqual((self.src / 'docs/a.rst').read_text(),
                          'changed too\n')
 
@@ -194,7 +194,7 @@ class SeriesTest(unittest.TestCase):
         self.developed()
         patch = (self.patches / 'series').read_text().split()[0]
         self.edit(patch, ' line 3\n', ' line three\n', self.patches)
-        self.fail_with(patch, 'compose.py')
+        self.fail_with(patch, 'compose')
 
     def test_broken_series(self) -> None:
         self.developed()
@@ -207,7 +207,7 @@ class SeriesTest(unittest.TestCase):
                 ('0002-', '0009-', 'missing')):
             with self.subTest(expected):
                 series.write_text(good.replace(old, new))
-                self.fail_with(expected, 'compose.py')
+                self.fail_with(expected, 'compose')
 
     def test_patch_that_creates_a_file(self) -> None:
         self.developed()
@@ -215,7 +215,7 @@ class SeriesTest(unittest.TestCase):
         patch.write_text(patch.read_text() +
                          'diff --git a/n.c b/n.c\nnew file mode 100644\n'
                          '--- /dev/null\n+++ b/n.c\n@@ -0,0 +1 @@\n+int n;\n')
-        self.fail_with('n.c', 'compose.py')
+        self.fail_with('n.c', 'compose')
 
     def test_refresh_refuses(self) -> None:
         self.developed()
@@ -231,15 +231,15 @@ class SeriesTest(unittest.TestCase):
             with self.subTest(expected):
                 self.git('reset', '-q', '--hard', 'refs/run/composed')
                 change()
-                self.fail_with('uncommitted', 'refresh.py')
+                self.fail_with('uncommitted', 'refresh')
                 self.commit('try')
-                self.fail_with(expected, 'refresh.py')
+                self.fail_with(expected, 'refresh')
 
     def test_refresh_does_not_overwrite_other_files(self) -> None:
         (self.root / 'README').write_text('ours\n')
         self.write('README', 'theirs\n')
         self.commit('readme')
-        self.fail_with('not part of the series', 'refresh.py')
+        self.fail_with('not part of the series', 'refresh')
 
 
 if __name__ == '__main__':

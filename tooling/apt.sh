@@ -47,6 +47,6 @@ if cmp -s "$apt/sources.list.new" "$apt/sources.list" &&
     exit 0
 fi
 mv "$apt/sources.list.new" "$apt/sources.list"
-scripts/step.sh 'reading package lists' build/apt/update.log \
+tooling/step.sh 'reading package lists' build/apt/update.log \
     apt-get -c "$conf" -o APT::Update::Error-Mode=any update
 touch "$apt/updated"

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# usage: packages.sh [LIST]
+# usage: packages.sh LIST...
 #
-# Installs the packages of LIST (default: scripts/packages.txt) that are missing
+# Installs the packages in the LISTs that are missing
 #
 # Without root it prints the one command that does.  With nothing missing it
 # does nothing, and needs no network.
@@ -12,7 +12,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . /etc/os-release
 apt=$PWD/build/apt/apt.conf
-list=${1:-scripts/packages.txt}
 log=build/packages.log
 
 # new_enough VERSION MINIMUM
@@ -39,12 +38,12 @@ while read -r name _; do
     if [ -z "$version" ] || ! new_enough "$version" "$minimum"; then
         missing+=("$name")
     fi
-done < <(grep -v '^#' "$list")
+done < <(grep -hv '^#' "$@")
 if [ ${#missing[@]} = 0 ]; then
     exit 0
 fi
 
-scripts/apt.sh
+tooling/apt.sh
 wanted=()
 for name in "${missing[@]}"; do
     package=${name%>=*}
@@ -61,5 +60,5 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-scripts/step.sh 'installing packages' "$log" \
+tooling/step.sh 'installing packages' "$log" \
     "${install[@]}" -o DPkg::Lock::Timeout=300

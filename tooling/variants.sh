@@ -8,6 +8,7 @@
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
+base=$(<patches/base)
 passed=0 failed=0
 
 count() {
@@ -20,27 +21,27 @@ count() {
 
 # Makes and prints the folder of a build.
 folder() {
-    mkdir -p "build/10.2-$1"
-    ln -sfn ../10.2/src "build/10.2-$1/src"
-    echo "build/10.2-$1"
+    mkdir -p "build/$base-$1"
+    ln -sfn "../$base/src" "build/$base-$1/src"
+    echo "build/$base-$1"
 }
 
 # qemu NAME WHAT FLAG...
 qemu() {
-    count scripts/qemu.sh "$(folder "$1")" "$2" --enable-werror "${@:3}"
+    count tooling/qemu.sh "$(folder "$1")" "$2" --enable-werror "${@:3}"
 }
 
 # An object has the name of its source, for tests without the folder.
 all_are_compiled() {
     local file object status=0
 
-    for file in $(git -C build/10.2/src diff --name-only --diff-filter=AM \
+    for file in $(git -C "build/$base/src" diff --name-only --diff-filter=AM \
                   base HEAD -- '*.c'); do
         object=_${file//\//_}
         if [[ $file == tests/* ]]; then
             object=${file##*/}
         fi
-        if [ -z "$(find build/10.2-{clang,targets,windows}/obj \
+        if [ -z "$(find "build/$base"-{clang,targets,windows}/obj \
                    -name "${object#_}.o*" -o -name "*$object.o*")" ]; then
             echo "error: no build compiles $file" >&2
             status=1
@@ -49,14 +50,14 @@ all_are_compiled() {
     return $status
 }
 
-scripts/packages.sh scripts/packages-variants.txt
+tooling/packages.sh tooling/packages-variants.txt
 qemu clang 'QEMU by clang' --cc='ccache clang' --host-cc=clang
 qemu no-vhost-user 'QEMU without vhost-user' \
     --disable-vhost-user --disable-vhost-user-blk-server
 qemu targets 'QEMU for other machines' \
     --target-list=aarch64-softmmu,riscv64-softmmu,s390x-softmmu,xtensa-softmmu \
     --enable-colo-proxy --enable-gio --enable-dbus-display
-count scripts/windows.sh "$(folder windows)"
+count tooling/windows.sh "$(folder windows)"
 count all_are_compiled
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

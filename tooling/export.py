@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Write a tree's series as mails for `git am` and list what checkpatch says.
 
-usage: export-series.py TREE PATCHES OUTPUT
+usage: python3 -m tooling.export TREE PATCHES OUTPUT
 
 The cover letter is PATCHES/cover-letter.txt: a subject, an empty line, text.
 """
@@ -11,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from series import BASE, Git, SeriesError, errors_in_one_line
+from tooling.series import BASE, Git, SeriesError, errors_in_one_line
 
 
 def main(tree: Path, patches: Path, output: Path) -> bool:
