@@ -5,14 +5,14 @@
 #
 #   vmlinuz    Debian's kernel for virtual machines, downloaded, not installed
 #   initrd     busybox, the virtio drivers, our init and blkverify
-#   initrd-fio the same and fio with its libraries (Debian has no static one,
-#              and they are large, so that only those who want it load it)
-#   root.img   a disk with an ext4 file system that has all this, too; copy it
+#   initrd-fio the files of initrd, and fio with its libraries; it is an image
+#              of its own since these are large, and slow to boot
+#   root.img   a disk with an ext4 file system that has the same files; copy it
 #              before use
 #
-# Run "meson compile -C build/meson" first: it builds blkverify.  Nothing is
-# done when nothing has changed; the network is used only for a kernel that
-# is not there yet.  GUEST_KERNEL_DEB=FILE gives another kernel package.
+# Run "meson compile -C build/meson" first: it builds blkverify.  The script
+# does nothing if its inputs have not changed.  It uses the network only to
+# download the kernel once.  GUEST_KERNEL_DEB=FILE gives another kernel package.
 
 set -euo pipefail
 
@@ -69,7 +69,7 @@ install_drivers() {
     local modules=lib/modules/$version driver file
 
     for driver in "${drivers[@]}"; do
-        # None where the kernel has the driver built in.
+        # grep finds nothing if the driver is built into the kernel.
         grep "/$driver\.ko" "$out/kernel/$modules/modules.dep" | tr -d : || true
     done | tr ' ' '\n' | sort -u | while read -r file; do
         install -D -m 644 "$out/kernel/$modules/$file" "$1/$modules/$file"
@@ -105,8 +105,8 @@ archive() {
     (cd "$1" && find . | sort | cpio --quiet -o -H newc -R 0:0)
 }
 
-# make_disk ROOT FILE: without mounting it.  What mke2fs leaves for later by
-# default, the guest's kernel would do in the background.
+# make_disk ROOT FILE: makes a disk with the files below ROOT, without mounting.
+# With lazy initialization the guest's kernel would write in the background.
 make_disk() {
     truncate -s "$disk_size" "$2"
     "$mke2fs" -q -t ext4 -b 4096 -d "$1" -L root \
@@ -151,7 +151,7 @@ archive "$root" >"$new/initrd"
 { cat "$new/initrd"; archive "$fio_root"; } >"$new/initrd-fio"
 make_disk "$disk" "$new/root.img"
 cp "$out"/kernel/boot/vmlinuz-* "$new/vmlinuz"
-# Whoever has the former ones open keeps these.
+# Renaming keeps the old files for QEMUs that have them open.
 mv "$new"/* "$out"
 rm -rf "$new" "$root" "$fio_root" "$disk" "$out/kernel"
 echo "$inputs" >"$out/inputs"
