@@ -92,7 +92,13 @@ class Scope:
 
     def daemon(self, name: str = 'disk', *filters: str, disk: str = '',
                start: bool = True, **options: Any) -> StorageDaemon:
-        """A qemu-storage-daemon; disk: has the same image as another one."""
+        """
+        A qemu-storage-daemon.
+
+        @param name: of its socket and its image
+        @param disk: name of the image, if another daemon has it, too
+        @param options: see backend.StorageDaemon
+        """
         return self.backend(StorageDaemon(
             self.path(f'{name}.sock'),
             make_disk(self.path(f'{disk or name}.img')), *filters, **options),

@@ -163,7 +163,7 @@ def choose_faults(rng: random.Random, mode: str, can_restart: bool
 
 def choose_transfer(rng: random.Random, plan: Plan, plugged: bool
                     ) -> Transfer:
-    """One transfer."""
+    """Choose a transfer."""
     can_restart = any(disk.reconnect for disk in plan.disks)
     faults = choose_faults(rng, plan.mode, can_restart)
     change = ''
