@@ -71,9 +71,8 @@ def _panels(guest: UpdatedGuest, stock: StockUpdate) -> List[Panel]:
                for number, update in enumerate(guest.updates, 1)],
               guest.updates[0].begin - LEAD, guest.ended),
         # Dots of the root disk would hide the gap of the data disk.
-        Panel(f'{"stock" if IS_BUILT else "without"}: unplug, migrate, plug',
-              'fio must close "data". No request completed for '
-              + milliseconds(stock.gap),
+        Panel(f'{"stock QEMU" if IS_BUILT else "by hand"}: unplug, migrate, '
+              'plug', 'fio must close "data" for the update.',
               of_disk(stock.requests, 'data'),
               [Mark(*stock.paused, 'update')],
               stock.steps[0].time - LEAD, stock.ended)]

@@ -2,6 +2,7 @@
 """
 What the tests of scripts/live-update share
 """
+import atexit
 import contextlib
 from typing import Any, Iterator, List
 
@@ -60,6 +61,11 @@ class LiveUpdateTest(TestCase):
             self._own(vm)
             raise
         self.idle.append(vm)
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        # unittest does not call tearDownClass() after a KeyboardInterrupt.
+        atexit.register(cls.tearDownClass)
 
     @classmethod
     def tearDownClass(cls) -> None:
