@@ -10,23 +10,27 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from .error import Refused
-from .monitor import Monitor
-from .process import Process
+from ..error import Refused
+from ..host.process import Process
+from ..monitor import Monitor
 
-# Where the kernel shows control groups (v2)
+# The root of the control groups (v2)
 GROUPS = Path('/sys/fs/cgroup')
 IGNORE_SHARED, CPR, COPY = 'x-ignore-shared', 'cpr-transfer', 'copy'
 
 
 class Mode(NamedTuple):
-    """A way for memory to get to the new QEMU."""
+    """
+    A way for memory to get to the new QEMU.
+
+    reason: why this way is taken, for the user
+    """
     name: str
     reason: str
 
 
 async def choose_mode(monitor: Monitor, process: Process) -> Mode:
-    """Find the best way that the VM's memory allows."""
+    """Choose the best way that the VM's memory backends allow."""
     files, shared, others = [], [], []
     for name, kind in (await monitor.children('/objects')).items():
         if not kind.startswith('memory-backend-'):
@@ -44,7 +48,8 @@ async def choose_mode(monitor: Monitor, process: Process) -> Mode:
     if files and not shared + others:
         return Mode(IGNORE_SHARED, 'a shared file, which stays where it is')
     if files:
-        # A copy would go from the file to itself, under the running guest.
+        # COPY is no choice: it would write the new QEMU's copy to the file,
+        # which the running guest uses.
         return Mode(IGNORE_SHARED, "files stay where they are, '"
                     f"{(shared + others)[0]}' is copied")
     if others:
@@ -59,7 +64,7 @@ async def choose_mode(monitor: Monitor, process: Process) -> Mode:
 
 async def choose_copy(monitor: Monitor, process: Process, reason: str
                       ) -> Mode:
-    """A copy, if there is room for it."""
+    """Choose to copy the memory; Refused: there is no room for a copy."""
     size = await monitor.ask('query-memory-size-summary')
     whole = size['base-memory'] + size.get('plugged-memory', 0)
     in_use = min(whole, process.memory)
@@ -81,13 +86,17 @@ def _mebibytes(size: int) -> str:
 
 
 def free_memory(meminfo: str) -> int:
-    """How much a program can get, from what the kernel says of memory."""
+    """How much memory is available, from the text of /proc/meminfo."""
     return sum(int(size) for size in re.findall(
         r'(?m)^(?:MemAvailable|SwapFree): *(\d+) kB', meminfo)) << 10
 
 
 def group_room(folder: Path, top: Path = GROUPS) -> float:
-    """How much memory the control groups of a process let it have, too."""
+    """
+    How much more memory a control group and those above it allow.
+
+    @param folder: of the control group
+    """
     room = math.inf
     while folder != top and top in folder.parents:
         with contextlib.suppress(OSError, ValueError):
@@ -102,7 +111,7 @@ def group_room(folder: Path, top: Path = GROUPS) -> float:
 
 async def _check_file(monitor: Monitor, process: Process, name: str,
                       file: str) -> None:
-    """The new QEMU must find the memory that the guest uses."""
+    """Check that the new QEMU can open the file that is guest memory."""
     try:
         status = os.stat(Path(process.folder, file))
     except OSError as error:
