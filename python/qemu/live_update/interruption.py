@@ -35,7 +35,7 @@ class Interruption:
         for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
             signal.signal(number, self._on_signal)
         self._loop.call_later(timeout, self._cancel,
-                              f'it took more than {timeout:g} s')
+                              f'the update took more than {timeout:g} s')
 
     def _on_signal(self, *_: object) -> None:
         with contextlib.suppress(RuntimeError):     # the loop has ended

@@ -14,7 +14,7 @@ from .waiting import until
 
 PARAMETER = 'backend-transfer'
 PATIENCE = 10           # seconds for what normally takes milliseconds
-# States of a migration that has begun and not ended, and of one that has.
+# States of a migration that is under way, and of one that has ended.
 UNDER_WAY = ('setup', 'active', 'device', 'cancelling', 'wait-unplug',
              'pre-switchover')
 ENDS = 'completed', 'failed', 'cancelled'

@@ -79,7 +79,7 @@ class NewQemu:
             said = self._printed.decode(errors='replace').strip()
             raise Refused('the new QEMU does not start: ' + (
                 said or f'it ends with status {self._child.returncode}; its '
-                'messages are where those of the old one are'))
+                'messages are in the same place as those of the old QEMU'))
         return False
 
     async def wait_listening(self, path: str) -> None:
@@ -136,7 +136,7 @@ class NewQemu:
         except MonitorError as error:
             raise NeedsPerson(
                 'the VM was moved to the new QEMU, which has ended since '
-                f'({error}): look for its last messages, and start the VM anew'
+                f'({error}): look at its last messages, and start the VM again'
             ) from error
 
     async def restore_settings(self, settings: Dict[str, Any]) -> None:

@@ -126,7 +126,8 @@ class Plan:
             await current.follow(self.devices)
             for change in current.changes:
                 self._output.check('command', 'ok', f'{change} since the VM '
-                                   'was started: the command line follows')
+                                   'was started: the new command line has '
+                                   'that change')
             for loss in current.losses:
                 self._output.check('command', 'warning', loss)
         options.check()
@@ -176,7 +177,7 @@ class Plan:
             if state['filename'].startswith('pty:') and name not in stay:
                 self._output.check(
                     'terminal', 'warning', f"'{name}' is at "
-                    f'{state["filename"][len("pty:"):]}, and will be at '
+                    f'{state["filename"][len("pty:"):]} now, and will have '
                     'another name, which "query-chardev" tells')
 
     def _find_monitor(self) -> None:
@@ -184,9 +185,9 @@ class Plan:
         private = self.files.private(wanted)
         if not any(private in option.value for option in self.options):
             raise Refused(
-                f"the command line has no monitor at '{wanted}' (as a UNIX "
-                'socket with server=on), so that the new QEMU would have '
-                'none; name one that it has')
+                f"the command line has no monitor at '{wanted}' (a UNIX "
+                'socket with server=on), so the new QEMU would not have it; '
+                'use --qmp with a monitor that is on the command line')
         self._channels = Path(private).parent
 
     async def _check_memory(self) -> None:
@@ -247,8 +248,8 @@ class Plan:
                               'yet; unplug it first')
             raise Refused(
                 f'the running QEMU cannot hand over the back-end of {what}: '
-                'it is without backend-transfer; unplug the device first, or '
-                'start the VM anew with a QEMU that has it')
+                'it lacks backend-transfer; unplug the device first, or '
+                'restart the VM with a QEMU that has it')
         if not there or PROPERTY not in (
                 await new.properties(device.driver) or {}):
             raise Refused(f"'{self.binary}' cannot take over the back-end of "

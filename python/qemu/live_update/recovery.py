@@ -111,7 +111,7 @@ class Recovery:
         self._output = output
         self._process = Process.from_identity(note.process)
         # Monitors at the public and at the private name.  The public name may
-        # be that of the old QEMU, of the new one, or of yet another one.
+        # be that of the old QEMU, of the new one, or of a third one.
         self._public = Monitor('the running QEMU', str(path))
         self._private = Monitor('the new QEMU of an earlier update',
                                 files.private(str(path)))
@@ -119,7 +119,7 @@ class Recovery:
         self._new = NewQemu(files, self._private, output)
         self._new_answers = False
         self._new_has_vm = False
-        self._is_another = False        # has another QEMU the public name?
+        self._is_third = False          # is the public name that of a third QEMU?
 
     async def find_vm(self) -> None:
         """Find out which QEMU has the VM."""
@@ -135,11 +135,11 @@ class Recovery:
                 self._public.pid == self._process.pid:
             self._old = self._public
         else:
-            self._is_another = is_public
+            self._is_third = is_public
         self._new_has_vm = self._new_answers and await self._is_vm_in_new()
 
     async def _is_vm_in_new(self) -> bool:
-        """Has the new QEMU the VM?  Waits for a VM that is on its way."""
+        """Does the new QEMU have the VM?  Waits for a migration to end."""
         old, new = self._old, self._new.monitor
         state: Optional[str] = UNDER_WAY[0]
 
@@ -172,7 +172,7 @@ class Recovery:
     async def complete_or_undo(self) -> bool:
         """Do what find_vm() has found; true: the update was completed."""
         if self._new_has_vm:
-            if self._is_another:
+            if self._is_third:
                 raise NeedsPerson(
                     f"'{self._path}' is the monitor of a QEMU that was "
                     'started since an earlier update brought the VM to '

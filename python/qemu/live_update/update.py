@@ -148,7 +148,7 @@ class Update:
             other_image(await images(self._old), await images(new))
         if problem:
             raise Refused(f'the new QEMU {problem}; give the command line '
-                          'anew after "--"')
+                          'after "--"')
         await self._new.copy_scheduling(self._old)
 
     async def _receive(self, uri: str) -> None:

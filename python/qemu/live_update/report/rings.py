@@ -243,7 +243,7 @@ class Queue:
     Finds the requests in a ring by looks at its available and used ring.
 
     A look never blocks, and writes nothing to guest memory.  If the indices
-    have moved further than a ring allows (the guest has set up the ring anew,
+    have moved further than a ring allows (the guest has set up the ring again,
     or the look comes too late), the requests since the last look are lost,
     and the queue begins again with the present indices.
 

@@ -173,7 +173,7 @@ class CommandLine(List[Option]):
             else:
                 raise Refused(
                     f"the command line has '{word}' where an option is "
-                    'expected; give it anew after "--", with -drive for disk '
+                    'expected; give it after "--", with -drive for disk '
                     'images')
         return result
 
@@ -216,13 +216,13 @@ class CommandLine(List[Option]):
                     for key, value in option.keys().items()):
                 raise Refused(
                     f"'{whole}' uses a file descriptor that was given to the "
-                    'old QEMU; give the command line anew after "--", '
+                    'old QEMU; give the command line after "--", '
                     'without it')
             if _truncates(option):
                 raise Refused(
-                    f"'{whole}' would empty the file of the old QEMU; give "
-                    'the command line anew after "--", without it or with '
-                    'the name of another file' + (
+                    f"'{whole}' would have the new QEMU truncate a file of "
+                    'the old one; give the command line after "--", without '
+                    'this option or with the name of another file' + (
                         ', or remove it with "object-del"'
                         if option.name == 'object' else ''))
             if option.name == 'netdev' and _binds(option):
@@ -269,7 +269,7 @@ class CommandLine(List[Option]):
                     f"'{' '.join(option.words())}' listens at an abstract "
                     'name, which only one QEMU can; start the VM with the '
                     'path of a UNIX socket in its place, or give the command '
-                    'line anew after "--", without it')
+                    'line after "--", without it')
             if option.name == 'pidfile':
                 option = Option('pidfile', renamed(option.value))
             elif option.name == 'vnc' and first.startswith('unix:') or \
@@ -291,13 +291,13 @@ class CommandLine(List[Option]):
                 raise Refused(
                     f"'{' '.join(option.words())}' listens on a TCP port, "
                     'which only one QEMU can; start the VM with a UNIX socket '
-                    'in its place, or give the command line anew after "--", '
+                    'in its place, or give the command line after "--", '
                     'without it')
             elif option.name == 'netdev' and serves:
                 raise Refused(
                     f"'{' '.join(option.words())}' listens for another "
                     'process, which can be done by one QEMU only; give the '
-                    'command line anew after "--", without it')
+                    'command line after "--", without it')
             self[position] = option
 
     def append_to_files(self) -> None:

@@ -164,7 +164,7 @@ class DeviceOptions:
                 raise Refused(
                     f"the device '{device.path}' ({device.driver}) was "
                     'plugged without an id and cannot be reproduced; plug '
-                    'it with one, or give the command line anew after "--"')
+                    'it with one, or give the command line after "--"')
         plugged = {device.name: device for device in present.values()
                    if device.hotplugged}
         self._drop_unplugged(present, plugged)
@@ -213,7 +213,7 @@ class DeviceOptions:
                 raise Refused(
                     f"'{name}' was removed, which the command line gives to "
                     f"'{' '.join(option.words())}'; unplug what uses it, or "
-                    'give the command line anew after "--"')
+                    'give the command line after "--"')
         objects = await self._monitor.children('/objects')
         # Some objects are needed only while others are created, as secrets
         # are: they may be absent now.
@@ -231,7 +231,7 @@ class DeviceOptions:
                 raise Refused(
                     f"'{' '.join(option.words())}' was removed, and "
                     f"'{option.id}' is a network of the kind {kind} now; "
-                    'give the command line anew after "--", with that')
+                    'give the command line after "--", with that network')
 
     # Add options
 
@@ -321,7 +321,7 @@ class DeviceOptions:
             raise Refused(
                 f"the device '{device.name}' was plugged with "
                 f'{link}={value}, which cannot be given to the new QEMU; '
-                'unplug it, or give the command line anew after "--"')
+                'unplug it, or give the command line after "--"')
         name = value.rpartition('/')[2]
         await self._provide(device, link, name)
         return name
