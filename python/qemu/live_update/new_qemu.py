@@ -40,15 +40,19 @@ class NewQemu:
         self._printed = b''
 
     def pids(self) -> List[int]:
-        """Its processes; it has several while it starts."""
+        """
+        The processes of the new QEMU.
+
+        There are several while it starts, or if the binary is a script.
+        """
         return find(self.files.token)
 
-    # It starts
+    # Start
 
     def start(self, old: Process, command: Sequence[str], as_user: bool
               ) -> None:
         """
-        Start it with the attributes of the old QEMU.
+        Start the new QEMU with the attributes of the old one.
 
         @param as_user: also with the user of the old QEMU
         """
@@ -59,7 +63,7 @@ class NewQemu:
             asyncio.get_running_loop().add_reader(pipe, self._read, pipe)
 
     def _read(self, pipe: int) -> None:
-        """Read what it has printed."""
+        """Read messages of the new QEMU."""
         data = os.read(pipe, 65536)
         self._printed = (self._printed + data)[-4000:]
         if not data:
@@ -67,9 +71,9 @@ class NewQemu:
 
     async def _check_child(self) -> bool:
         """
-        Raise Refused, with its messages, if it has ended.
+        Raise Refused, with its messages, if the new QEMU has ended.
 
-        Returns false, so that until() continues to wait.
+        Returns false otherwise, so that until() continues to wait.
         """
         assert self._child
         # With -daemonize, the child ends with status 0 when QEMU has started
@@ -83,7 +87,7 @@ class NewQemu:
         return False
 
     async def wait_listening(self, path: str) -> None:
-        """Wait until it listens on a socket, and protect its sockets."""
+        """Wait until the new QEMU listens on a socket; protect the socket."""
         async def listens() -> bool:
             return is_listening(path) or await self._check_child()
 
@@ -91,17 +95,21 @@ class NewQemu:
         self.files.protect_sockets()
 
     async def connect(self) -> None:
-        """Connect to its monitor."""
+        """Connect to the monitor of the new QEMU, when it listens."""
         await self.wait_listening(self.monitor.path)
         try:
             await self.monitor.connect()
         except MonitorError:
-            # If it ends, its messages say more than this error.
+            # If QEMU is about to end, its messages say more than this error.
             await until(self._check_child, LAST_WORDS)
             raise
 
     async def copy_scheduling(self, old: Monitor) -> None:
-        """Give its threads the CPU affinity and priority of the old QEMU's."""
+        """
+        Copy CPU affinity and priority of vCPUs and I/O threads.
+
+        @param old: of the QEMU that has these threads now
+        """
         for command, key in THREADS.items():
             threads = {item[key]: item['thread-id']
                        for item in await self.monitor.ask(command)}
@@ -114,10 +122,10 @@ class NewQemu:
                         'the CPU affinity and priority that it has in the old '
                         f'one: {error}; run this as root') from error
 
-    # It has the VM
+    # Run the VM
 
     async def gets_vm(self) -> bool:
-        """Wait until it has the VM; false: it does not get it."""
+        """Wait until the new QEMU has the VM; false: it fails or ends."""
         async def outcome() -> str:
             """Returns '' if that is not decided yet."""
             try:
@@ -130,7 +138,7 @@ class NewQemu:
         return await until(outcome, PATIENCE) == 'has it'
 
     async def check_alive(self) -> None:
-        """Raise NeedsPerson if it has ended with the VM."""
+        """Raise NeedsPerson if the new QEMU, which has the VM, has ended."""
         try:
             await self.monitor.status()
         except MonitorError as error:
@@ -140,7 +148,7 @@ class NewQemu:
             ) from error
 
     async def restore_settings(self, settings: Dict[str, Any]) -> None:
-        """Give it the settings of migration that the old QEMU had."""
+        """Give the new QEMU the settings of migration that the old one had."""
         try:
             await restore_settings(self.monitor, settings)
         except MonitorError as error:
@@ -151,7 +159,7 @@ class NewQemu:
 
     async def replace(self, old: Process) -> None:
         """
-        Move its files to the public names, and kill the old QEMU.
+        Move the new QEMU's files to the public names, and kill the old QEMU.
 
         In this order there is a file at each public name at any time, and
         systemd finds the new QEMU in the pid file when the old one ends.  The
@@ -178,10 +186,10 @@ class NewQemu:
         self.files.remove()
         self._output.step('end', f'the old QEMU {old.pid} has ended')
 
-    # It does not get the VM
+    # End
 
     async def end(self) -> None:
-        """Kill it, before it has run the VM."""
+        """Kill the new QEMU; it must not have run the VM."""
         if self._child:
             # The binary may be a script, which runs QEMU as another process.
             self._child.kill()

@@ -110,8 +110,9 @@ class Recovery:
         self._note = note
         self._output = output
         self._process = Process.from_identity(note.process)
-        # Monitors at the public and at the private name.  The public name may
-        # be that of the old QEMU, of the new one, or of a third one.
+        # The monitors at the public and at the private name.  The public name
+        # may be that of the old QEMU, of the new one, or of a third one, which
+        # the user has started since.
         self._public = Monitor('the running QEMU', str(path))
         self._private = Monitor('the new QEMU of an earlier update',
                                 files.private(str(path)))
@@ -119,7 +120,7 @@ class Recovery:
         self._new = NewQemu(files, self._private, output)
         self._new_answers = False
         self._new_has_vm = False
-        self._is_third = False          # is the public name that of a third QEMU?
+        self._is_third = False      # is the public name that of a third QEMU?
 
     async def find_vm(self) -> None:
         """Find out which QEMU has the VM."""
