@@ -17,6 +17,7 @@ from .report.record import Record
 from .update import Update, describe
 from .vm.memory import COPY
 
+
 EXIT_STATUS = """
 exit status:
   0  the VM runs in the new QEMU (with --dry-run: it could)

@@ -5,9 +5,15 @@ A signal, or the option --timeout, ends an update early
 import asyncio
 import contextlib
 import signal
-from typing import Any, Coroutine, Optional, TypeVar
+from typing import (
+    Any,
+    Coroutine,
+    Optional,
+    TypeVar,
+)
 
 from .error import Refused
+
 
 T = TypeVar('T')
 AGAIN = 0.5             # seconds from one attempt to cancel to the next

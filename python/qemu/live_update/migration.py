@@ -12,6 +12,7 @@ from .monitor import Monitor, MonitorError
 from .vm.memory import CPR, IGNORE_SHARED
 from .waiting import until
 
+
 PARAMETER = 'backend-transfer'
 PATIENCE = 10           # seconds for what normally takes milliseconds
 # States of a migration that is under way, and of one that has ended.

@@ -6,12 +6,19 @@ import asyncio
 import contextlib
 import logging
 import socket
-from typing import Any, Dict, List, Optional, Set
+from typing import (
+    Any,
+    Dict,
+    List,
+    Optional,
+    Set,
+)
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from .host.process import pid_of_server
 from .waiting import until
+
 
 ANSWER = 10             # seconds within which a monitor must answer
 BEGIN = 60              # for the first answer of a QEMU that has just started

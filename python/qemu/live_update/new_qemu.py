@@ -5,16 +5,33 @@ The new QEMU: its process, its monitor, and its private files
 import asyncio
 import os
 import subprocess
-from typing import Any, Dict, List, Optional, Sequence
+from typing import (
+    Any,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+)
 
 from .error import NeedsPerson, Refused
 from .host.private_files import PrivateFiles
-from .host.process import Process, end_all, find, is_listening
+from .host.process import (
+    Process,
+    end_all,
+    find,
+    is_listening,
+)
 from .host.scheduling import Scheduling
-from .migration import PATIENCE, failed_to_start, has_vm, restore_settings
+from .migration import (
+    PATIENCE,
+    failed_to_start,
+    has_vm,
+    restore_settings,
+)
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .waiting import until
+
 
 LAST_WORDS = 1          # seconds in which a QEMU that fails may say why
 # Commands that report threads, and the key of their names.

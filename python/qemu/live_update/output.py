@@ -10,9 +10,15 @@ import shlex
 import sys
 import textwrap
 import time
-from typing import Any, Callable, Dict, List
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+)
 
 from .error import UpdateError
+
 
 WIDTH = 80
 COLOURS = {'ok': '32', 'warning': '33', 'refused': '31', 'updated': '1;32',

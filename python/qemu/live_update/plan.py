@@ -6,7 +6,13 @@ Nothing here changes the VM or its QEMU.
 """
 import os
 from pathlib import Path
-from typing import Awaitable, Dict, List, Optional, Sequence
+from typing import (
+    Awaitable,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+)
 
 from .error import Refused
 from .host.confinement import Confinement
@@ -19,7 +25,13 @@ from .probe import Probe
 from .vm import blocks
 from .vm.cmdline import CommandLine, is_on
 from .vm.devices import Device, DeviceOptions, devices
-from .vm.memory import CPR, IGNORE_SHARED, Mode, choose_mode
+from .vm.memory import (
+    CPR,
+    IGNORE_SHARED,
+    Mode,
+    choose_mode,
+)
+
 
 PROPERTY = 'backend-transfer'       # of a device
 # The run states in which a VM can be updated.

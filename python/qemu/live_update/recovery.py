@@ -15,12 +15,21 @@ from .error import NeedsPerson, Refused
 from .host.private_files import PREFIX, PrivateFiles, RecoveryNote
 from .host.process import Process
 from .interruption import Interruption
-from .migration import (AWAY, PARAMETER, PATIENCE, UNDER_WAY, failed_to_start,
-                        has_vm, restore_settings, take_back)
+from .migration import (
+    AWAY,
+    PARAMETER,
+    PATIENCE,
+    UNDER_WAY,
+    failed_to_start,
+    has_vm,
+    restore_settings,
+    take_back,
+)
 from .monitor import Monitor, MonitorError
 from .new_qemu import NewQemu
 from .output import Output
 from .waiting import until
+
 
 # Seconds to wait for a lock.  If live-update was killed between fork() and
 # exec() of the new QEMU, the child holds the lock until exec().

@@ -10,7 +10,12 @@ import contextlib
 import traceback
 from typing import Any, Dict, Optional
 
-from .error import Failed, NeedsPerson, Refused, UpdateError
+from .error import (
+    Failed,
+    NeedsPerson,
+    Refused,
+    UpdateError,
+)
 from .host.private_files import RecoveryNote
 from .interruption import Interruption
 from .migration import Migration, failed_to_start, take_back

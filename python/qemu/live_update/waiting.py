@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import Awaitable, Callable, TypeVar
 
+
 POLL = 0.01             # seconds from one look at a condition to the next
 T = TypeVar('T')
 

@@ -6,10 +6,11 @@ The new QEMU gets no more rights than the old one has, since the guest may have
 taken control of the old one, and no fewer, since the new one may need them.
 """
 import ctypes
+from pathlib import Path
 import re
 import struct
-from pathlib import Path
 from typing import Iterator, List
+
 
 # Commands of prctl(2)
 SET_KEEPCAPS, CAPBSET_DROP, SET_NO_NEW_PRIVS, CAP_AMBIENT = 8, 24, 38, 47

@@ -11,13 +11,22 @@ import contextlib
 import fcntl
 import json
 import os
+from pathlib import Path
 import re
 import secrets
 import stat
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 from ..error import NeedsPerson, Refused
+
 
 PREFIX = '.live-update-'
 CHANNELS = 'cpr', 'migration'       # sockets between the two QEMUs

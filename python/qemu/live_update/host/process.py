@@ -7,19 +7,27 @@ import asyncio
 import contextlib
 import ctypes
 import os
+from pathlib import Path
 import re
 import resource
 import signal
 import socket
 import struct
 import subprocess
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+)
 
 from ..error import Refused
 from ..waiting import until
 from .confinement import Confinement
 from .scheduling import Scheduling
+
 
 PIDFD_GETFD = 438       # the number of the system call on all architectures
 

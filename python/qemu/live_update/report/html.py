@@ -3,11 +3,16 @@
 Write a report as one HTML file, which loads no other file
 """
 import contextlib
+from html import escape
 import os
 import secrets
 import time
-from html import escape
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import (
+    List,
+    NamedTuple,
+    Sequence,
+    Tuple,
+)
 
 
 class Table(NamedTuple):

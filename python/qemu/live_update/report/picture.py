@@ -4,12 +4,22 @@ Draw the latency of each request of a guest, around its pauses
 """
 import io
 import textwrap
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import (
+    Dict,
+    List,
+    NamedTuple,
+    Sequence,
+    Tuple,
+)
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    MultipleLocator,
+    NullFormatter,
+)
 
 from .rings import PERIOD, Request, gaps
 

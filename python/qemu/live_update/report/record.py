@@ -5,17 +5,31 @@ Watch the requests of the guest's disks during an update, for a report
 import asyncio
 import contextlib
 import os
+from pathlib import Path
 import shlex
 import sys
 import time
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Tuple,
+)
 
+from . import html
 from ..error import Refused
 from ..monitor import Monitor
 from ..output import Output
-from . import html
-from .rings import NotWatchable, Ring, Watch, find_rings, locate
+from .rings import (
+    NotWatchable,
+    Ring,
+    Watch,
+    find_rings,
+    locate,
+)
+
 
 BEFORE_AND_AFTER = 1.5      # seconds that the picture shows, each
 # What the report has of an update's facts: a label and a text for each.

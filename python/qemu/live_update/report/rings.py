@@ -11,14 +11,14 @@ time.time(), as the times of QMP events are.
 The functions take a QMPClient, not a Monitor as others do: they only execute
 commands, and can be used on any connection of a program to QMP.
 """
+from bisect import bisect_left, bisect_right
+from collections import deque
 import mmap
 import os
 import re
 import sys
 import threading
 import time
-from bisect import bisect_left, bisect_right
-from collections import deque
 from types import TracebackType
 from typing import (
     Any,

@@ -4,11 +4,21 @@ The block layer of a VM: images, block nodes, jobs, exports and throttling
 """
 import json
 import re
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Set,
+    Tuple,
+)
 
 from ..error import Refused
 from ..monitor import Monitor
 from .cmdline import CommandLine, Option
+
 
 Node = Dict[str, Any]
 # Block drivers of whose nodes QEMU reports all options that matter for data.

@@ -7,8 +7,17 @@ unchanged.
 """
 import json
 import re
-from typing import (Any, Callable, Collection, Dict, Iterable, Iterator, List,
-                    NamedTuple, Tuple)
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Tuple,
+)
 
 from ..error import Refused
 

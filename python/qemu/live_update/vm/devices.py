@@ -8,13 +8,23 @@ new QEMU must create the devices that are present, with their properties.
 import contextlib
 import json
 import re
-from typing import (Any, Callable, Dict, List, NamedTuple, Optional, Sequence,
-                    Set, Tuple)
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
+from . import blocks
 from ..error import Refused
 from ..monitor import Monitor, MonitorError
-from . import blocks
 from .cmdline import CommandLine, Option
+
 
 NAMED = '/machine/peripheral'
 UNNAMED = '/machine/peripheral-anon'

@@ -5,14 +5,15 @@ How the guest's memory gets to the new QEMU
 import contextlib
 import math
 import os
+from pathlib import Path
 import re
 import stat
-from pathlib import Path
 from typing import NamedTuple
 
 from ..error import Refused
 from ..host.process import Process
 from ..monitor import Monitor
+
 
 # The root of the control groups (v2)
 GROUPS = Path('/sys/fs/cgroup')
