@@ -78,7 +78,8 @@ class Migration:
 
     settings: capabilities and parameters of the old QEMU before the update
     is_begun: was the old QEMU told to send the VM?
-    status: the run state that the VM has in the end, in whichever QEMU
+    status: the latest known run state of the VM, which a QEMU that takes it
+            back must restore
     status_in_old: the last run state that the VM had in the old QEMU
 
     @param old: the QEMU that sends the VM

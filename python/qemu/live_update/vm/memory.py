@@ -58,8 +58,8 @@ async def choose_mode(monitor: Monitor, process: Process) -> Mode:
                                  f"'{others[0]}' is not shared (share=on)")
     if not await monitor.get('/machine', 'aux-ram-share'):
         return await choose_copy(
-            monitor, process, 'it has no name in the file system, and the '
-            'machine is without aux-ram-share=on')
+            monitor, process, 'guest memory is no named file, and the '
+            'machine lacks aux-ram-share=on')
     return Mode(CPR, 'shared, and handed over by its file descriptors')
 
 
