@@ -84,5 +84,6 @@ if __name__ == '__main__':
     if len(sys.argv) not in (4, 5):
         raise SystemExit(__doc__)
     with errors_in_one_line():
-        raise SystemExit(main(*map(Path, sys.argv[1:4]),
-                              wanted=''.join(sys.argv[4:])))
+        places = [Path(name) for name in sys.argv[1:4]]
+        raise SystemExit(main(places[0], places[1], places[2],
+                              ''.join(sys.argv[4:])))
