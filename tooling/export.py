@@ -46,15 +46,13 @@ def complaints(tree: Path, mails: List[Path]) -> str:
                           text=True).stdout
 
 
-def how_to_apply(output: Path, themes: List[str],
-                 wanted: str) -> str:
+def how_to_apply(output: Path, themes: List[str], wanted: str) -> str:
     """The command that applies what was written."""
-    where, names = 'QEMU', themes
-    if wanted:
-        before, names = themes[:themes.index(wanted)], [wanted]
-        where = ' and '.join(['QEMU', ', '.join(before)][:1 + bool(before)])
-    return (f'on top of {where}: git am ' +
-            ' '.join(f'{output.resolve()}/{name}/*.patch' for name in names))
+    before = themes[:themes.index(wanted)] if wanted else []
+    mails = [f'{output.resolve()}/{name}/*.patch' for name in themes
+             if wanted in ('', name)]
+    return f'on top of {", ".join(["QEMU", *before])}: git am ' + \
+        ' '.join(mails)
 
 
 def main(tree: Path, patches: Path, output: Path, wanted: str) -> bool:

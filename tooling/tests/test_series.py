@@ -352,7 +352,7 @@ class SeriesTest(unittest.TestCase):
         self.assertEqual(self.mails(), [
             'docs/0000-cover-letter.mail', 'docs/0001-docs-describe-it.patch'])
         self.assertEqual(r.stdout.splitlines()[-1],
-                         'on top of QEMU and fixes: git am '
+                         'on top of QEMU, fixes: git am '
                          f'{self.root}/mails/docs/*.patch')
 
     def test_export_refuses(self) -> None:
