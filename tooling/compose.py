@@ -4,7 +4,7 @@
 usage: python3 -m tooling.compose TREE PATCHES ROOT
 
 TREE is a git tree with the tag `base`; PATCHES holds `series` and the
-patches; ROOT is where the new files are.  Files that the move does not change
+themes; ROOT is where the new files are.  Files that the move does not change
 keep their time stamps.  Work done in TREE is never lost: it is left alone
 while the repository stands still, and refused when both have moved.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tooling.series import (BASE, COMPOSED, Git, SeriesError, compose,
-                    errors_in_one_line)
+                            errors_in_one_line)
 
 
 def main(tree: Path, patches: Path, root: Path) -> None:

@@ -3,9 +3,9 @@
 
 usage: python3 -m tooling.lint TREE PATCHES OUTPUT
 
-TREE has the series as commits after the tag `base`; they are exported as
-mails to OUTPUT.  Our own Python is checked, too, as setup.cfg says.  Prints a
-line for each check, and below it what was found; the last line is the count.
+TREE has the series as commits after the tag `base`; its themes are exported
+as mails to OUTPUT.  Our own Python is checked, too, as setup.cfg says.  Prints
+a line for each check, and below it what was found; the last line is the count.
 """
 import os
 import re
@@ -17,7 +17,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Callable, Iterator, List, Set
 
-from tooling.series import BASE, Git, SeriesError, errors_in_one_line
+from tooling.series import (BASE, Git, SeriesError, commits_by_theme,
+                            errors_in_one_line)
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = (ROOT / 'patches/base').read_text('ascii').strip()
@@ -27,6 +28,10 @@ MODULES = ('.', 'python', f'build/{RELEASE}/src/python')
 # a call that it extends.  More is a correction: it belongs into that commit.
 EXTENDED = 3
 COLUMNS = 76    # of a message; QEMU asks for it
+# A theme can be sent alone, and a commit is read before those after it.
+LATER = re.compile(r'\b(later|next|following)\s+(commit|patch)(es|s)?\b|'
+                   r'\b(end|later|next|rest)\s+(in|of)\s+the\s+series\b',
+                   re.I)
 
 
 def said(*command: object, **env: str) -> List[str]:
@@ -72,12 +77,9 @@ class Series:
         self._tree = tree
         self._patches = patches
         self._mails = mails
-        self._commits = self._ids(self._git)
+        self._themes = commits_by_theme(self._git, patches)
+        self._commits = [c for t in self._themes.values() for c in t]
         self._subjects = {c: self._show('%s', c) for c in self._commits}
-
-    @staticmethod
-    def _ids(git: Git) -> List[str]:
-        return git('rev-list', '--reverse', f'{BASE}..HEAD').split()
 
     def _show(self, form: str, commit: str) -> str:
         return self._git('log', '-1', f'--format={form}', commit)
@@ -104,17 +106,19 @@ class Series:
                     self._patches, self._mails)
 
     def mails_give_the_commits(self) -> List[str]:
-        """git am of the mails on QEMU as released gives the same commits"""
+        """git am of each theme on those before it gives the same commits"""
         form = '%T %an <%ae> %ad%n%B'
+        mails = [mail for theme in self._themes
+                 for mail in sorted((self._mails / theme).glob('*.patch'))]
         with tempfile.TemporaryDirectory(dir=self._mails.parent) as folder:
             place = Path(folder) / 'src'
             self._git('worktree', 'add', '-q', '--detach', place, BASE)
             git = Git(place)
             try:
-                git('am', '-q', '--no-gpg-sign',
-                    *sorted(self._mails.glob('*.patch')),
+                git('am', '-q', '--no-gpg-sign', *mails,
                     GIT_COMMITTER_NAME='lint', GIT_COMMITTER_EMAIL='lint')
-                pairs = zip_longest(self._commits, self._ids(git))
+                applied = git('rev-list', '--reverse', f'{BASE}..HEAD').split()
+                pairs = zip_longest(self._commits, applied)
                 return [f'{self._subjects.get(old, new)} differs'
                         for old, new in pairs if not old or not new or
                         self._show(form, old) != self._show(form, new)]
@@ -138,6 +142,29 @@ class Series:
                 found.append(f'{subject}: does not say why')
             if wide:
                 found.append(f'{subject}: over {COLUMNS} columns: {wide[0]}')
+        return found
+
+    def order(self) -> List[str]:
+        """no message speaks of a commit that comes after it"""
+        found = []
+        for commit, subject in self._subjects.items():
+            if match := LATER.search(self._show('%b', commit)):
+                words = ' '.join(match[0].split())
+                found.append(f'{subject}: says "{words}"')
+        return found
+
+    def cover_letters(self) -> List[str]:
+        """each theme has a cover letter: subject, empty line, text"""
+        found = [f'{letter}: there is no such theme'
+                 for letter in self._patches.glob('*/cover-letter.txt')
+                 if letter.parent.name not in self._themes]
+        for theme in self._themes:
+            letter = self._patches / theme / 'cover-letter.txt'
+            lines = letter.read_text().splitlines() if letter.exists() else []
+            if len(lines) < 3 or not lines[0] or lines[1] or not lines[2]:
+                found.append(f'{letter}: missing, or of another form')
+            found += [f'{letter}: over {COLUMNS} columns: {line}'
+                      for line in lines if len(line) > COLUMNS]
         return found
 
     def fixes(self) -> List[str]:
@@ -220,8 +247,9 @@ def main(tree: Path, patches: Path, mails: Path) -> bool:
     series = Series(tree, patches, mails)
     checks: List[Callable[[], List[str]]] = [
         series.is_committed, series.checkpatch, series.mails_give_the_commits,
-        series.messages, series.fixes, series.corrections, series.maintainers,
-        series.trace_events, mypy, pylint, flake8]
+        series.messages, series.order, series.cover_letters, series.fixes,
+        series.corrections, series.maintainers, series.trace_events,
+        mypy, pylint, flake8]
     failed = 0
     for check in checks:
         found = check()

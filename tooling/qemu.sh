@@ -28,7 +28,7 @@ flags=(
     --enable-vhost-user-blk-server
     --enable-slirp --enable-pixman --enable-gnutls --enable-fdt=system
 )
-while [[ ${1:-} == --* ]]; do
+while [[ ${1:-} == -* ]]; do
     flags+=("$1")
     shift
 done

@@ -4,20 +4,25 @@
 usage: python3 -m tooling.refresh TREE PATCHES ROOT [--force]
 
 Every commit after the tag `base` becomes a patch (edits to QEMU's own files),
-a line of `series`, and new files under ROOT.  What the old series listed and
+a line of `series`, and new files under ROOT.  Its theme is that of the patch
+with the same subject.  A commit with a new subject is put into the theme of
+the commit before it, and the user is told; to put it elsewhere, move the patch
+file and its line of `series` by hand.  What the old series listed and
 the new one does not is deleted.  The result is composed again, and must give
 the same trees, before anything is written.
 
 --force: also when the repository changed since TREE was composed from it.
 """
+import contextlib
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Dict, List, Set, Tuple
 
-from tooling.series import (BASE, COMPOSED, MODES, Entry, Git, SeriesError, compose,
-                    errors_in_one_line, read_series)
+from tooling.series import (BASE, COMPOSED, MODES, Entry, Git, SeriesError,
+                            compose, errors_in_one_line, read_series,
+                            subject_of, themed_commits)
 
 
 def describe(git: Git, commit: str) -> str:
@@ -38,8 +43,8 @@ def check_repository_unchanged(git: Git, patches: Path, root: Path) -> None:
             '"./run refresh --force" does it.')
 
 
-def commits_of(git: Git) -> List[str]:
-    """The commits of the series, in order; they must be a clean line."""
+def check_history(git: Git) -> None:
+    """The commits of the tree must be a clean line."""
     if not git.is_clean():
         raise SeriesError(f'{git.tree} has uncommitted changes: commit or '
                           f'discard them first (git -C {git.tree} status).')
@@ -50,7 +55,6 @@ def commits_of(git: Git) -> List[str]:
     if merges := git('rev-list', '--merges', f'{BASE}..HEAD').split():
         raise SeriesError(f'{describe(git, merges[0])} is a merge: '
                           'make the history linear.')
-    return git('rev-list', '--reverse', f'{BASE}..HEAD').split()
 
 
 def split_commit(git: Git, commit: str, released: Set[str],
@@ -96,16 +100,19 @@ def mail(git: Git, commit: str, edited: List[str]) -> str:
     return f'{header.strip()}\n\n---\n{diff}'
 
 
-def write_series(git: Git, commits: List[str], released: Set[str],
-                 patches: Path, root: Path, comment: List[str]) -> List[Entry]:
-    """Write patches, list and new files of the commits."""
+def write_series(git: Git, commits: List[Tuple[str, str]], patches: Path,
+                 root: Path, comment: List[str]) -> List[Entry]:
+    """Write patches, list and new files of the commits with their themes."""
+    released = git.paths(BASE)
     creator: Dict[str, str] = {}
     entries: List[Entry] = []
-    patches.mkdir(parents=True)
-    for n, commit in enumerate(commits, 1):
+    number: Dict[str, int] = {}
+    for commit, theme in commits:
         edited, new = split_commit(git, commit, released, creator)
+        number[theme] = number.get(theme, 0) + 1
         slug = git('log', '-1', '--format=%f', commit)[:60].rstrip('-.')
-        name = f'{n:04d}-{slug}.patch'
+        name = f'{theme}/{number[theme]:04d}-{slug}.patch'
+        (patches / theme).mkdir(parents=True, exist_ok=True)
         (patches / name).write_bytes(
             mail(git, commit, edited).encode('utf-8', 'surrogateescape'))
         for path in new:
@@ -116,9 +123,19 @@ def write_series(git: Git, commits: List[str], released: Set[str],
             mode = git('ls-tree', commit, '--', path).split()[0]
             file.chmod(0o755 if mode == MODES[1] else 0o644)
         entries.append(Entry(name, new))
+    patches.mkdir(parents=True, exist_ok=True)
     lines = comment + [' '.join([e.patch, *e.files]) for e in entries]
     (patches / 'series').write_text(''.join(f'{line}\n' for line in lines))
     return entries
+
+
+def tell_new(entries: List[Entry], new: Path, old: Path) -> None:
+    """Tell the user where commits with a new subject were put."""
+    known = {subject_of(old / e.patch) for e in read_series(old)
+             if (old / e.patch).is_file()}
+    for entry in entries:
+        if subject_of(new / entry.patch) not in known:
+            print(f'new: {entry.patch}')
 
 
 def check_round_trip(git: Git, commits: List[str], patches: Path,
@@ -148,6 +165,13 @@ def leading_comment(patches: Path) -> List[str]:
     return lines
 
 
+def remove(file: Path) -> None:
+    """Delete a file, and its folder if it was the last one there."""
+    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        file.parent.rmdir()
+
+
 def replace(old: List[Entry], entries: List[Entry], new_patches: Path,
             new_root: Path, patches: Path, root: Path) -> None:
     """Put the new series in the place of the old one."""
@@ -162,7 +186,7 @@ def replace(old: List[Entry], entries: List[Entry], new_patches: Path,
                                   'another name.')
     kept = {path for e in entries for path in e.files}
     for e in old:
-        (patches / e.patch).unlink(missing_ok=True)
+        remove(patches / e.patch)
     for path in owned - kept:
         (root / path).unlink(missing_ok=True)
         print(f'removed {path}')
@@ -172,22 +196,24 @@ def replace(old: List[Entry], entries: List[Entry], new_patches: Path,
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(new_root / path, target)
         shutil.copymode(new_root / path, target)
-    for file in new_patches.iterdir():
-        shutil.copyfile(file, patches / file.name)
+    shutil.copytree(new_patches, patches, dirs_exist_ok=True)
 
 
 def main(tree: Path, patches: Path, root: Path, force: bool) -> None:
     if not tree.is_dir():
         raise SeriesError(f'{tree} does not exist: "./run build" makes it.')
     git = Git(tree)
-    commits = commits_of(git)
+    check_history(git)
+    commits = themed_commits(git, patches)
     if not force:
         check_repository_unchanged(git, patches, root)
     with tempfile.TemporaryDirectory() as tmp:
         new_patches, new_root = Path(tmp) / 'patches', Path(tmp) / 'root'
-        entries = write_series(git, commits, git.paths(BASE), new_patches,
-                               new_root, leading_comment(patches))
-        composed = check_round_trip(git, commits, new_patches, new_root)
+        entries = write_series(git, commits, new_patches, new_root,
+                               leading_comment(patches))
+        composed = check_round_trip(git, [c for c, _ in commits], new_patches,
+                                    new_root)
+        tell_new(entries, new_patches, patches)
         replace(read_series(patches), entries, new_patches, new_root,
                 patches, root)
     # The composed commits have the same trees, so no file is touched.

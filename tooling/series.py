@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The series on disk: its list of patches, and git trees made of it.
 
-`patches/10.2/series` has one line per commit: the name of a patch file, then
-the new files which that commit brings, as paths that are the same in the
-repository and in QEMU's tree.  A line that begins with `#` is a comment.
+usage: python3 -m tooling.series TREE PATCHES
+
+Prints the commits of TREE after the tag `base`, each with its theme and its
+number in there: COMMIT THEME/NUMBER.
+
+`patches/10.2/series` has one line per commit: a patch file, such as
+`fixes/0001-chardev-do-x.patch`, then the new files which that commit brings,
+as paths that are the same in the repository and in QEMU's tree.  A line that
+begins with `#` is a comment.
+
+The folder of a patch is its theme.  A theme is a series that is sent to
+QEMU's developers by itself, with its own cover-letter.txt; it needs the themes
+above it in the list and none below.  A commit in a QEMU tree does not carry
+its theme: it is in that of the patch with the same subject, or, if there is no
+such patch, in that of the commit before it.
 
 A patch file is a mail (header, message, `---`, diff).  Its diff edits files
 that QEMU has; it is empty where a commit only brings new files.
@@ -14,20 +26,29 @@ gives the same commit ids.
 """
 import contextlib
 import os
+import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Set,
+                    Tuple)
 
 BASE = 'base'                   # tag: QEMU as released
 COMPOSED = 'refs/run/composed'  # what was last made of the repository
 MODES = ('100644', '100755')
+FIRST_THEME = 'fixes'           # of a series that has none yet
 
 
 class Entry(NamedTuple):
     """A commit of the series: its patch, and the new files it brings."""
     patch: str
     files: List[str]
+
+    @property
+    def theme(self) -> str:
+        """The folder of the patch."""
+        return self.patch.rpartition('/')[0]
 
 
 class Change(NamedTuple):
@@ -115,8 +136,54 @@ def read_series(patches: Path) -> List[Entry]:
                 raise SeriesError(f'{series}: both {owner[path]} and {patch} '
                                   f'bring {path}: remove one of the two.')
             owner[path] = patch
-        entries.append(Entry(patch, files))
+        entry = Entry(patch, files)
+        if not re.fullmatch(r'[^/]+/[^/]+', patch):
+            raise SeriesError(f'{series}: {patch} is not in the folder of a '
+                              'theme: write THEME/NAME.patch.')
+        if is_apart(entry.theme, [e.theme for e in entries]):
+            raise SeriesError(f'{series}: {patch} is apart from the other '
+                              f'patches of {entry.theme}: move it to them.')
+        entries.append(entry)
     return entries
+
+
+def is_apart(theme: str, before: List[str]) -> bool:
+    """Has this theme ended before the next place of a list of themes?"""
+    return theme in before and theme != before[-1]
+
+
+def subject_of(mail: Path) -> str:
+    """The subject of a patch file; refresh.py writes it in one line."""
+    lines = mail.read_text('utf-8', 'surrogateescape').splitlines()
+    return next((line[9:] for line in lines if line.startswith('Subject: ')),
+                '')
+
+
+def themed_commits(git: Git, patches: Path) -> List[Tuple[str, str]]:
+    """The commits of the tree, in order, each with its theme."""
+    entries = read_series(patches)
+    known = {subject_of(patches / e.patch): e.theme for e in entries
+             if (patches / e.patch).is_file()}
+    theme = entries[0].theme if entries else FIRST_THEME
+    commits: List[Tuple[str, str]] = []
+    for line in git('log', '--reverse', '--format=%H %s',
+                    f'{BASE}..HEAD').splitlines():
+        commit, _, subject = line.partition(' ')
+        theme = known.get(subject, theme)
+        if is_apart(theme, [t for _, t in commits]):
+            raise SeriesError(f'{commit[:10]} ("{subject}") is apart from the '
+                              f'other commits of the theme {theme}: rebase, '
+                              'so that it comes before the next theme.')
+        commits.append((commit, theme))
+    return commits
+
+
+def commits_by_theme(git: Git, patches: Path) -> Dict[str, List[str]]:
+    """The themes in order, each with its commits."""
+    themes: Dict[str, List[str]] = {}
+    for commit, theme in themed_commits(git, patches):
+        themes.setdefault(theme, []).append(commit)
+    return themes
 
 
 def compose(git: Git, patches: Path, root: Path) -> str:
@@ -183,3 +250,16 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except SeriesError as e:
         raise SystemExit(f'error: {e}') from e
+
+
+def main(tree: Path, patches: Path) -> None:
+    for theme, commits in commits_by_theme(Git(tree), patches).items():
+        for number, commit in enumerate(commits, 1):
+            print(commit, f'{theme}/{number:04d}')
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    with errors_in_one_line():
+        main(*map(Path, sys.argv[1:]))

@@ -13,7 +13,6 @@
 #include <linux/vm_sockets.h>
 #endif
 #include "qemu/cutils.h"
-#include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/sockets.h"
@@ -1172,32 +1171,6 @@ static void test_reconnect_wait(void)
     client_cleanup(&c);
 }
 
-/* While a removed chardev is still connecting, its id can be used again. */
-static void test_reconnect_remove(void)
-{
-    Object *gone;
-    Client c;
-
-    client_init(&c, &inet, reconnecting);
-    client_start_server(&c);
-    front_attach(&c.front, c.chr);
-    assert_connecting("c0");
-    front_detach(&c.front);
-    gone = object_ref(OBJECT(c.chr));
-    chardev_remove("c0");
-    c.chr = socket_add("c0", reconnecting, &c.address);
-
-    /* The removed chardev closes the connection that it has made */
-    wait_for(gone->ref == 1);
-    g_assert_false(CHARDEV(gone)->be_open);
-    object_unref(gone);
-    client_accept(&c);
-    peer_expect_end(c.peer);
-
-    assert_postponed("c0");
-    client_cleanup(&c);
-}
-
 /* Call add_client before the chardev connects. Returns the other end. */
 static int client_hand_over(Client *c, const ChardevSocket *sock)
 {
@@ -1343,59 +1316,6 @@ static void test_gcontext(void)
         g_main_context_iteration(context, true);
     }
     client_cleanup(&c);
-}
-
-static void *main_loop_thread(void *loop)
-{
-    g_main_loop_run(loop);
-    return NULL;
-}
-
-static bool is_closed(Chardev *chr)
-{
-    QEMU_LOCK_GUARD(&chr->chr_write_lock);
-
-    return SOCKET_CHARDEV(chr)->state == TCP_CHARDEV_STATE_DISCONNECTED;
-}
-
-/*
- * An attempt to connect ends in the thread where it began. If the front end
- * has moved to another thread meanwhile, that thread may see the connection
- * end at the same time.
- */
-static void test_gcontext_thread(void)
-{
-    g_autoptr(GMainContext) context = g_main_context_new();
-    g_autoptr(GMainLoop) loop = g_main_loop_new(context, false);
-    const ChardevSocket once = {
-        .has_reconnect_ms = true, .reconnect_ms = 1000 * 1000
-    };
-    QemuThread thread;
-    int i;
-
-    qemu_thread_create(&thread, "context", main_loop_thread, loop,
-                       QEMU_THREAD_JOINABLE);
-    for (i = 0; i < 200; i++) {
-        Client c;
-
-        client_init(&c, &inet, once);
-        client_start_server(&c);
-        g_assert_true(qemu_chr_fe_init(&c.front.fe, c.chr, &error_abort));
-        assert_connecting("c0");
-        front_listen(&c.front, context);
-        client_accept(&c);
-        shutdown(c.peer, SHUT_RDWR);
-        wait_for(SOCKET_CHARDEV(c.chr)->state != TCP_CHARDEV_STATE_CONNECTING);
-        while (!is_closed(c.chr)) {
-            g_usleep(50);
-        }
-        g_assert_cmpint(c.front.opened, ==, 1);
-        g_assert_cmpint(c.front.closed, ==, 1);
-        g_assert_false(c.chr->be_open);
-        client_cleanup(&c);
-    }
-    g_main_loop_quit(loop);
-    qemu_thread_join(&thread);
 }
 
 static void test_yank(void)
@@ -1693,7 +1613,6 @@ int main(int argc, char **argv)
     g_test_add_func("/char/connect/reconnect/negative",
                     test_reconnect_negative);
     g_test_add_func("/char/connect/reconnect/wait", test_reconnect_wait);
-    g_test_add_func("/char/connect/reconnect/remove", test_reconnect_remove);
     g_test_add_data_func("/char/connect/add-client/client", &plain,
                          test_add_client);
     g_test_add_data_func("/char/connect/add-client/reconnect", &reconnecting,
@@ -1704,7 +1623,6 @@ int main(int argc, char **argv)
                          &reconnecting, test_add_client_left);
     g_test_add_func("/char/connect/change", test_change);
     g_test_add_func("/char/connect/gcontext", test_gcontext);
-    g_test_add_func("/char/connect/gcontext-thread", test_gcontext_thread);
     g_test_add_func("/char/connect/yank", test_yank);
 #ifdef CONFIG_TASN1
     g_test_add_func("/char/connect/tls/admitted", test_tls);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""compose.py and refresh.py, tried on a toy tree."""
+"""compose.py, refresh.py and export.py, tried on a toy tree."""
 import os
 import subprocess
 import sys
@@ -103,6 +103,28 @@ class SeriesTest(unittest.TestCase):
         self.develop()
         self.succeed('refresh')
 
+    def two_themes(self) -> None:
+        """A series whose second commit is in a theme of its own."""
+        self.developed()
+        first, second = (self.patches / 'series').read_text().splitlines()
+        moved = second.replace('fixes/0002', 'docs/0001')
+        (self.patches / 'docs').mkdir()
+        (self.patches / second.split()[0]).rename(
+            self.patches / moved.split()[0])
+        self.list_series(first, moved)
+        for theme in 'fixes', 'docs':
+            (self.patches / theme / 'cover-letter.txt').write_text(
+                f'the {theme}\n\nWhat they are for.\n')
+        self.succeed('compose')
+
+    def list_series(self, *lines: str) -> None:
+        (self.patches / 'series').write_text('\n'.join(lines) + '\n')
+
+    def listed(self) -> List[str]:
+        """The patches that the series lists."""
+        return [line.split()[0] for line in
+                (self.patches / 'series').read_text().splitlines()]
+
     def test_round_trip(self) -> None:
         self.develop()
         developed = self.git('log', '--format=%T %an %ae %ad%n%B', 'base..')
@@ -133,7 +155,8 @@ class SeriesTest(unittest.TestCase):
         series = (self.patches / 'series').read_text().splitlines()
         first, second = (line.split() for line in series)
         self.assertEqual(first[1:], ['chardev/a.c', 'tests/a.sh'])
-        self.assertEqual(second, ['0002-docs-describe-it.patch', 'docs/a.rst'])
+        self.assertEqual(second, ['fixes/0002-docs-describe-it.patch',
+                                  'docs/a.rst'])
         text = (self.patches / first[0]).read_text()
         self.assertIn("+files('chardev/a.c')", text)
         self.assertNotIn('b/chardev/a.c', text)
@@ -145,14 +168,14 @@ class SeriesTest(unittest.TestCase):
     def test_refresh_drops_what_left_the_series(self) -> None:
         self.developed()
         (self.root / 'docs/ours.rst').write_text('not of the series\n')
-        self.edit('series', '0001', '# why\n0001', self.patches)
+        self.edit('series', 'fixes/0001', '# why\nfixes/0001', self.patches)
         self.git('reset', '-q', '--hard', 'HEAD^')
         self.succeed('refresh')
         self.assertFalse((self.root / 'docs/a.rst').exists())
         self.assertTrue((self.root / 'docs/ours.rst').exists())
-        self.assertEqual(len(list(self.patches.glob('*.patch'))), 1)
+        self.assertEqual(len(list(self.patches.glob('*/*.patch'))), 1)
         self.assertTrue((self.patches / 'series').read_text()
-                        .startswith('# why\n0001'))
+                        .startswith('# why\nfixes/0001'))
 
     def test_compose_touches_only_what_differs(self) -> None:
         self.developed()
@@ -201,9 +224,10 @@ class SeriesTest(unittest.TestCase):
         series = self.patches / 'series'
         good = series.read_text()
         for old, new, expected in (
-                (' docs/a.rst', ' docs/a.rst chardev/a.c', 'both 0001'),
+                (' docs/a.rst', ' docs/a.rst chardev/a.c', 'both fixes/0001'),
                 (' docs/a.rst', ' docs/b.rst', 'does not exist'),
                 (' docs/a.rst', ' other.c', 'which QEMU has'),
+                ('fixes/0002-', '0002-', 'is not in the folder of a theme'),
                 ('0002-', '0009-', 'missing')):
             with self.subTest(expected):
                 series.write_text(good.replace(old, new))
@@ -211,7 +235,7 @@ class SeriesTest(unittest.TestCase):
 
     def test_patch_that_creates_a_file(self) -> None:
         self.developed()
-        patch = self.patches / '0002-docs-describe-it.patch'
+        patch = self.patches / 'fixes/0002-docs-describe-it.patch'
         patch.write_text(patch.read_text() +
                          'diff --git a/n.c b/n.c\nnew file mode 100644\n'
                          '--- /dev/null\n+++ b/n.c\n@@ -0,0 +1 @@\n+int n;\n')
@@ -240,6 +264,117 @@ class SeriesTest(unittest.TestCase):
         self.write('README', 'theirs\n')
         self.commit('readme')
         self.fail_with('not part of the series', 'refresh')
+
+    def test_theme_of_a_commit_is_kept(self) -> None:
+        self.two_themes()
+        self.assertEqual(self.script('refresh').stdout,
+                         f'{self.patches}: 2 patches, 3 new files\n')
+        self.assertEqual([name[:10] for name in self.listed()],
+                         ['fixes/0001', 'docs/0001-'])
+
+    def test_new_commit_joins_the_theme_before_it(self) -> None:
+        self.two_themes()
+        docs = self.git('rev-parse', 'HEAD')
+        self.git('reset', '-q', '--hard', 'HEAD^')
+        self.edit('script.sh', 'sh', 'ash')
+        self.commit('mend the script')
+        self.git('cherry-pick', docs)
+        self.edit('other.c', 'other', 'another')
+        self.commit('rename it')
+        self.assertEqual(self.succeed('refresh').splitlines()[:-1], [
+            'new: fixes/0002-mend-the-script.patch',
+            'new: docs/0002-rename-it.patch'])
+        self.assertEqual(self.listed()[1:], [
+            'fixes/0002-mend-the-script.patch',
+            'docs/0001-docs-describe-it.patch',
+            'docs/0002-rename-it.patch'])
+
+    def test_themes_are_in_one_piece(self) -> None:
+        self.two_themes()
+        first, second = (self.patches / 'series').read_text().splitlines()
+        (self.patches / 'fixes/0002.patch').write_text(
+            (self.patches / first.split()[0]).read_text())
+        self.list_series(first, second, 'fixes/0002.patch')
+        self.fail_with('is apart from the other patches of fixes', 'compose')
+
+        self.list_series(first, second)
+        self.edit('script.sh', 'sh', 'ash')
+        self.commit('mend the script')
+        self.succeed('refresh')
+        third = self.listed()[2]
+        (self.patches / third).rename(self.patches / 'fixes/0002.patch')
+        self.list_series(first, 'fixes/0002.patch', second)
+        self.fail_with('is apart from the other commits of the theme fixes',
+                       'refresh')
+
+    def export(self, *args: str) -> 'subprocess.CompletedProcess[str]':
+        # The toy tree has its own checkpatch.pl, which says nothing.
+        checkpatch = self.src / 'scripts/checkpatch.pl'
+        checkpatch.parent.mkdir(exist_ok=True)
+        checkpatch.write_text('#!/bin/sh\n')
+        checkpatch.chmod(0o755)
+        return subprocess.run(
+            [sys.executable, '-B', '-m', 'tooling.export', self.src,
+             self.patches, self.root / 'mails', *args], cwd=ROOT,
+            capture_output=True, text=True, check=False)
+
+    def mails(self) -> List[str]:
+        return sorted(str(p.relative_to(self.root / 'mails'))
+                      for p in (self.root / 'mails').rglob('*.*'))
+
+    def test_export(self) -> None:
+        self.two_themes()
+        r = self.export()
+        self.assertEqual((r.returncode, r.stderr), (0, ''))
+        mails = self.root / 'mails'
+        self.assertEqual(r.stdout.splitlines()[-1],
+                         f'on top of QEMU: git am {mails}/fixes/*.patch '
+                         f'{mails}/docs/*.patch')
+        fixes = [m for m in self.mails() if m.startswith('fixes/')]
+        self.assertEqual(len(fixes), 2)
+        self.assertEqual([m for m in self.mails() if m not in fixes], [
+            'docs/0000-cover-letter.mail', 'docs/0001-docs-describe-it.patch'])
+        cover = (mails / 'docs/0000-cover-letter.mail').read_text()
+        self.assertIn('[PATCH 0/1] the docs\n', cover)
+        self.assertIn('\nWhat they are for.\n', cover)
+        self.assertNotIn('chardev/a.c', cover)
+
+        tree = self.git('rev-parse', 'HEAD^{tree}')
+        self.git('reset', '-q', '--hard', 'base')
+        for theme in 'fixes', 'docs':
+            self.git('am', '-q', *map(str, (mails / theme).glob('*.patch')))
+        self.assertEqual(self.git('rev-parse', 'HEAD^{tree}'), tree)
+
+    def test_export_of_one_theme(self) -> None:
+        self.two_themes()
+        r = self.export('docs')
+        self.assertEqual((r.returncode, r.stderr), (0, ''))
+        self.assertEqual(self.mails(), [
+            'docs/0000-cover-letter.mail', 'docs/0001-docs-describe-it.patch'])
+        self.assertEqual(r.stdout.splitlines()[-1],
+                         'on top of QEMU, fixes: git am '
+                         f'{self.root}/mails/docs/*.patch')
+
+    def test_export_refuses(self) -> None:
+        self.two_themes()
+        r = self.export('nothing')
+        self.assertEqual((r.returncode, r.stderr), (
+            1, 'error: there is no theme "nothing": name one of fixes, '
+               'docs.\n'))
+        (self.patches / 'docs/cover-letter.txt').unlink()
+        r = self.export()
+        self.assertEqual(r.returncode, 1)
+        self.assertRegex(r.stderr,
+                         r'\Aerror: .*docs/cover-letter.txt is .*\n\Z')
+
+    def test_list_of_commits(self) -> None:
+        self.two_themes()
+        r = subprocess.run([sys.executable, '-B', '-m', 'tooling.series',
+                            self.src, self.patches], cwd=ROOT, check=True,
+                           capture_output=True, text=True)
+        self.assertEqual(r.stdout.splitlines(), [
+            self.git('rev-parse', 'HEAD^') + ' fixes/0001',
+            self.git('rev-parse', 'HEAD') + ' docs/0001'])
 
 
 if __name__ == '__main__':
