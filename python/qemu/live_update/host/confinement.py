@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What a process may not do, whoever it runs as
+Capabilities, seccomp mode, no_new_privs and LSM label of a process
 
-A QEMU is given no more rights than the one before it, since a guest may have
-taken that one over, and no fewer, since it might need them.
+The new QEMU gets no more rights than the old one has, since the guest may have
+taken control of the old one, and no fewer, since the new one may need them.
 """
 import ctypes
-import os
+from pathlib import Path
 import re
 import struct
-from pathlib import Path
 from typing import Iterator, List
 
-# Of prctl()
+
+# Commands of prctl(2)
 SET_KEEPCAPS, CAPBSET_DROP, SET_NO_NEW_PRIVS, CAP_AMBIENT = 8, 24, 38, 47
 AMBIENT_RAISE = 2
-# The form in which the kernel takes 64 capabilities
+# Version of the data of capset(2) that has 64 capabilities in each set
 CAPABILITY_VERSION = 0x20080522
 
 
 def _prctl(*arguments: int) -> None:
-    # What this cannot change is seen when the result is looked at.
+    # Errors are not looked at: Plan compares what the process has in the end.
     ctypes.CDLL(None).prctl(*(
         ctypes.c_ulong(word) for word in (*arguments, 0, 0, 0, 0)[:5]))
 
@@ -39,10 +39,10 @@ def _set_inheritable(wanted: int) -> None:
 
 class Confinement:
     """
-    What confines a process.
+    Capabilities, seccomp mode, no_new_privs and LSM label of a process.
 
-    @param status: what the kernel says in its file "status"
-    @param label: that of a security module, such as SELinux; '': none
+    @param status: the text of /proc/PID/status
+    @param label: of a Linux security module, such as SELinux; '': no label
     """
     def __init__(self, status: str, label: str) -> None:
         self.words = dict(re.findall(r'(?m)^(\w+):\s*(.*)', status))
@@ -50,12 +50,12 @@ class Confinement:
 
     @classmethod
     def of(cls, pid: int) -> 'Confinement':
-        """That of a process."""
+        """Read them of a process."""
         proc = Path(f'/proc/{pid}')
         try:
             label = (proc / 'attr/current').read_text('utf-8').strip('\0\n')
         except OSError:
-            label = ''          # there is no security module
+            label = ''          # no security module is active
         return cls((proc / 'status').read_text('utf-8'), label)
 
     def _bits(self, name: str) -> int:
@@ -67,34 +67,35 @@ class Confinement:
                 if self._bits(name) >> number & 1)
 
     def confine(self) -> None:
-        """Confine this process in the same way, but for its user."""
+        """Confine this process alike; to be called before its user changes."""
         _set_inheritable(self._bits('CapInh'))
         present = set(self._all('CapBnd'))
         for number in range(64):
             if number not in present:
                 _prctl(CAPBSET_DROP, number)
         if self._bits('CapAmb'):
-            _prctl(SET_KEEPCAPS, 1)     # while the user changes
+            # The change of the user would clear all capabilities.
+            _prctl(SET_KEEPCAPS, 1)
 
     def finish(self) -> None:
-        """The rest, when the user is the right one."""
+        """Complete confine(); to be called after the user has changed."""
         for number in self._all('CapAmb'):
             _prctl(CAP_AMBIENT, AMBIENT_RAISE, number)
         if self.words.get('NoNewPrivs') == '1':
             _prctl(SET_NO_NEW_PRIVS, 1)
 
     def filters(self) -> int:
-        """How many filters of system calls there are; at least."""
+        """The number of seccomp filters; an old kernel tells only "any"."""
         return int(self.words.get('Seccomp_filters') or
                    self.words.get('Seccomp', '0') != '0')
 
     def differences(self, other: 'Confinement', drops: bool = False,
                     sandbox: bool = False) -> List[str]:
         """
-        How another QEMU would be confined otherwise, in words.
+        How the confinement of another QEMU differs, in words.
 
-        @param drops: does QEMU give privileges away by itself later?
-        @param sandbox: does it confine itself later?
+        @param drops: will that QEMU drop privileges later (-run-with user=)?
+        @param sandbox: will it add a seccomp filter later (-sandbox on)?
         """
         found = []
         names = ['CapInh', 'CapBnd', 'NoNewPrivs']
@@ -110,24 +111,3 @@ class Confinement:
             found.append(f'with the label "{other.label}" in place of '
                          f'"{self.label}"')
         return found
-
-
-class Turn:
-    """When a process, or a thread, gets a processor, and which."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.processors = os.sched_getaffinity(pid)
-        self.nice = os.getpriority(os.PRIO_PROCESS, pid)
-        self.policy = os.sched_getscheduler(pid)
-        self.priority = os.sched_getparam(pid)
-
-    def give(self, pid: int) -> None:
-        """Give another one the same (0: this process); OSError: cannot."""
-        other = Turn(pid)
-        if other.processors != self.processors:
-            os.sched_setaffinity(pid, self.processors)
-        if (other.policy, other.priority) != (self.policy, self.priority):
-            os.sched_setscheduler(pid, self.policy, self.priority)
-        if other.nice != self.nice:
-            os.setpriority(os.PRIO_PROCESS, pid, self.nice)

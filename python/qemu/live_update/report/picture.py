@@ -1,28 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Draw how long each request of a guest took, around moments when it paused
+Draw the latency of each request of a guest, around its pauses
 """
 import io
 import textwrap
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import (
+    Dict,
+    List,
+    NamedTuple,
+    Sequence,
+    Tuple,
+)
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    MultipleLocator,
+    NullFormatter,
+)
 
-from .rings import PERIOD, Request, quiet
+from .rings import PERIOD, Request, gaps
 
 
-# Inches; a figure that is shown 900 pixels wide has letters of a good size.
+# Inches; letters have a good size when a figure is shown 900 pixels wide.
 WIDTH = 9.0
 LEFT, RIGHT, BETWEEN, BOTTOM = 0.8, 0.12, 0.35, 0.6
-HEIGHT = 2.4                    # of a panel, without what is above and below
-LINE = 0.19                     # of text
+HEIGHT = 2.4                    # of the axes of a panel
+LINE = 0.19                     # a line of text
 DPI = 200
-NOTICEABLE = 0.2                # seconds without I/O
+NOTICEABLE = 0.2                # seconds; longer gaps are shaded
 
-# Colours that differ for everybody (M. Okabe and K. Ito).
+# Colours that colour-blind people can tell apart (M. Okabe and K. Ito).
 COLOURS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9')
 GAP = '#d55e00'
 INK, GREY, PALE = '#1a1a1a', '#666666', '#dddddd'
@@ -36,7 +46,7 @@ class Mark(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """What is drawn of a guest, from begin to end (seconds, time.time())."""
+    """The requests of a guest from begin to end (seconds, time.time())."""
     title: str
     subtitle: str
     requests: Sequence[Request]
@@ -46,14 +56,14 @@ class Panel(NamedTuple):
 
 
 def _seconds(value: float, _: object = None) -> str:
-    """A duration as people say it."""
+    """Format a duration as milliseconds or seconds."""
     if value < 0.9995:
         return f'{value * 1000:.3g} ms'
     return f'{value:.3g} s'
 
 
 def _plain(text: str) -> str:
-    """Text in which dollars are no mathematics."""
+    """Escape dollars, between which matplotlib expects mathematics."""
     return text.replace('$', r'\$')
 
 
@@ -63,7 +73,7 @@ def _wrap(text: str, width: float, size: float) -> List[str]:
 
 
 def _step(duration: float) -> float:
-    """From one tick of the time axis to the next."""
+    """Choose the distance of two ticks of the time axis."""
     return next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)
                  if duration / step <= 12), duration / 10)
 
@@ -76,15 +86,15 @@ def _draw_requests(axes: Axes, panel: Panel, colours: Dict[str, str]) -> None:
                  if colours[request.device] == colour
                  and request.submitted is not None
                  and panel.begin <= request.ended <= panel.end]
-        # An SVG of thousands of dots is of no use: they become a bitmap.
+        # An SVG with thousands of dots is slow to show: draw a bitmap.
         axes.plot([x for x, _ in known], [y for _, y in known], 'o',
                   color=colour, markersize=2.2, markeredgewidth=0, alpha=0.5,
                   rasterized=True, zorder=3)
 
 
 def _draw_gaps(axes: Axes, panel: Panel, inch: float) -> None:
-    """Shade the times without I/O; inch: of a second"""
-    for begin, end in quiet(panel.requests, panel.begin, panel.end):
+    """Shade the gaps; a second is "inch" inches wide."""
+    for begin, end in gaps(panel.requests, panel.begin, panel.end):
         length = end - begin
         begin, end = max(begin, panel.begin), min(end, panel.end)
         if length < NOTICEABLE or end <= begin:
@@ -103,7 +113,7 @@ def _draw_gaps(axes: Axes, panel: Panel, inch: float) -> None:
 
 
 def _rows(panel: Panel, inch: float) -> List[int]:
-    """The row of each mark's label, such that none covers another."""
+    """Choose a row for the label of each mark, so that none overlap."""
     ends: List[float] = []
     rows = []
     for mark in panel.marks:
@@ -119,7 +129,7 @@ def _rows(panel: Panel, inch: float) -> List[int]:
 def _draw_marks(axes: Axes, panel: Panel, rows: Sequence[int]) -> None:
     for mark, row in zip(panel.marks, rows):
         begin, end = mark.begin - panel.begin, mark.end - panel.begin
-        # The line shows a pause of some milliseconds, which has no width here.
+        # A pause of some milliseconds is too narrow: its edge shows it.
         axes.axvspan(begin, end, facecolor=PALE, edgecolor=INK, linewidth=0.9,
                      alpha=0.6, zorder=2)
         axes.annotate(_plain(mark.label), ((begin + end) / 2, 1),

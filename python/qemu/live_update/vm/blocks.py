@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The block layer of a VM: images, the nodes that they consist of, and their work
+The block layer of a VM: images, block nodes, jobs, exports and throttling
 """
 import json
 import re
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Set,
+    Tuple,
+)
 
+from ..error import Refused
+from ..monitor import Monitor
 from .cmdline import CommandLine, Option
-from .error import Refused
-from .monitor import Monitor
+
 
 Node = Dict[str, Any]
-# Drivers of nodes of which QEMU tells all that matters to the guest's data.
+# Block drivers of whose nodes QEMU reports all options that matter for data.
 FILES = 'file', 'host_device'
 FORMATS = 'raw', 'qcow2'
-# What QEMU does not tell of them.
+# Options of those drivers that QEMU does not report.
 NOT_TOLD = 'discard, aio, locking, and the sizes of caches'
-# Limits of throttling: what QMP calls them, and what the command line does.
+# Throttling limits: their name in QMP, and the two names that -drive takes.
 LIMITS = {f'{kind}{ending}': (f'throttling.{kind}-{word}', f'{kind}{ending}')
           for kind in ('bps', 'iops') for ending, word in (
               ('', 'total'), ('_rd', 'read'), ('_wr', 'write'))}
@@ -25,21 +35,22 @@ UNITS = {'': 1, 'b': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30,
 
 
 def is_invented(name: str) -> bool:
-    """Is it the name of a node to which the user has given none?"""
+    """Has QEMU made this name of a node?  The user gave none then."""
     return name.startswith('#')
 
 
 async def nodes(monitor: Monitor) -> Dict[str, Node]:
-    """What is known of each block node."""
+    """All block nodes, by their names."""
     return {node['node-name']: node
             for node in await monitor.ask('query-named-block-nodes')}
 
 
 async def images(monitor: Monitor) -> Dict[str, Tuple[str, ...]]:
     """
-    The image that each drive has, and what that is based on.
+    Describe the drives and the block nodes.
 
-    Also what each node is to which the user gave a name.
+    The result has the image and the backing file of each drive, and a
+    description of each node to which the user gave a name.
     """
     found: Dict[str, Tuple[str, ...]] = {}
     for drive in await monitor.ask('query-block'):
@@ -53,9 +64,9 @@ async def images(monitor: Monitor) -> Dict[str, Tuple[str, ...]]:
 
 
 def _describe(known: Dict[str, Node], name: str) -> str:
-    """What a node is."""
+    """The driver, file and options of a node, and its children."""
     node = known[name]
-    # An older QEMU does not tell of children.
+    # An older QEMU does not report children.
     children = {edge['child']: edge['node-name']
                 for edge in node.get('children', [])}
     return ', '.join([
@@ -71,9 +82,10 @@ def _describe(known: Dict[str, Node], name: str) -> str:
 def other_image(old: Dict[str, Tuple[str, ...]],
                 new: Dict[str, Tuple[str, ...]]) -> Optional[str]:
     """
-    How the images of two QEMUs differ, in words; None: they do not.
+    How the images of two QEMUs differ, in words; None: they do not differ.
 
-    They do when a snapshot was made, or a medium changed, since the VM began.
+    The old QEMU has other images than its command line if the user made a
+    snapshot or changed a medium.
     """
     for drive, image in new.items():
         if image != old.get(drive, image):
@@ -85,7 +97,7 @@ def other_image(old: Dict[str, Tuple[str, ...]],
 
 
 async def check_work(monitor: Monitor) -> None:
-    """Nothing may be under way that another QEMU would not go on with."""
+    """Refuse jobs, exports and bitmaps, which the new QEMU would not have."""
     for job in await monitor.ask('query-jobs'):
         raise Refused(
             f"the job '{job['id']}' ({job['type']}, {job['status']}) would "
@@ -107,13 +119,13 @@ async def check_work(monitor: Monitor) -> None:
 
 
 def _number(text: str) -> int:
-    """A number that may have a unit."""
+    """Parse a number that may have a suffix, such as K or M."""
     parts = re.fullmatch(r'(\d+)([bkmgt]?)', text, re.IGNORECASE)
     return int(parts[1]) * UNITS[parts[2].lower()] if parts else 0
 
 
 def limits_given(drive: Option) -> Dict[str, int]:
-    """The limits of throttling that an option -drive has."""
+    """The throttling limits that an option -drive sets."""
     keys = drive.keys()
     return {name: next((_number(str(keys[key])) for key in words
                         if key in keys), 0)
@@ -122,10 +134,10 @@ def limits_given(drive: Option) -> Dict[str, int]:
 
 async def other_limits(monitor: Monitor, options: CommandLine
                        ) -> List[str]:
-    """The drives whose throttling is not as the command line has it."""
+    """The drives whose throttling limits differ from the command line."""
     drives = list(options.named('drive'))
     given = {option.id: limits_given(option) for option in drives}
-    # One whose option has no id has one that QEMU has made.
+    # QEMU has made the names of drives whose option has no id.
     unnamed = given.pop('', None)
     found = []
     for drive in await monitor.ask('query-block'):
@@ -138,7 +150,7 @@ async def other_limits(monitor: Monitor, options: CommandLine
 
 
 def _names(value: object, key: str = '') -> Iterator[str]:
-    """All names that options give to nodes."""
+    """The values of "node-name", at any depth."""
     if isinstance(value, dict):
         for inner, item in value.items():
             yield from _names(item, inner)
@@ -147,18 +159,20 @@ def _names(value: object, key: str = '') -> Iterator[str]:
 
 
 def names_given(options: Iterable[Option]) -> Set[str]:
-    """The nodes that the command line makes, as far as they have names."""
+    """The names of the block nodes that options create."""
     return {name for option in options
             if option.name in ('blockdev', 'drive')
             for name in _names(option.keys())}
 
 
-class Graph:
+class NodeOptions:
     """
-    The options that make the nodes of a disk.
+    Makes the options -blockdev that create the block nodes of a disk.
 
-    @param known: what QEMU tells of its nodes
-    @param given: nodes that the command line makes
+    made: these options, by the names of the nodes
+
+    @param known: all block nodes of the running QEMU
+    @param given: names of nodes that the command line creates
     """
     def __init__(self, known: Dict[str, Node], given: Set[str]) -> None:
         self.made: Dict[str, Option] = {}
@@ -166,8 +180,8 @@ class Graph:
         self._given = given
         self._seen: Set[str] = set()
 
-    def make(self, name: str) -> None:
-        """Have a node, and all that it is based on, made."""
+    def add(self, name: str) -> None:
+        """Make the options that create a node and its children."""
         if name not in self._given and name not in self.made:
             words = self._words(name)
             self.made[name] = Option('blockdev', json.dumps(words))
@@ -177,7 +191,8 @@ class Graph:
         driver = node['drv']
         if driver not in FILES + FORMATS or node['encrypted'] or \
                 'children' not in node or name in self._seen:
-            raise Refused(f"of '{name}' ({driver}) QEMU does not tell enough")
+            raise Refused(f"QEMU does not tell all options of '{name}' "
+                          f'({driver})')
         self._seen.add(name)
         words: Dict[str, Any] = {
             'driver': driver, 'read-only': node['ro'],
@@ -191,19 +206,19 @@ class Graph:
                     for edge in node['children']}
         for role, child in children.items():
             if not is_invented(child):
-                self.make(child)
+                self.add(child)
                 words[role] = child
             elif role != 'backing' or node['file'].startswith('json:'):
                 words[role] = self._words(child)
-            # Otherwise it is the one that the image names.
+            # Otherwise QEMU opens the backing file that the image names.
         if driver == 'qcow2' and 'backing' not in children:
-            # The image may name one that is not to be opened.
+            # The image may name a backing file that QEMU has not opened.
             words['backing'] = None
         return words
 
     @staticmethod
     def _own(name: str, node: Node) -> Dict[str, Any]:
-        """What only this driver has."""
+        """The options that only the driver of this node has."""
         text, driver = node['file'], node['drv']
         if not text.startswith('json:'):
             return {'filename': text} if driver in FILES else {}
@@ -212,19 +227,20 @@ class Graph:
             'driver', 'file', 'backing', 'data-file')}
         known = {'qcow2': '', 'raw': 'offset size'}.get(driver, 'filename')
         if not set(own) <= set(known.split()):
-            raise Refused(f"'{name}' ({driver}) is made in a way that is not "
-                          'known here')
+            raise Refused(f"'{name}' ({driver}) has options that live-update "
+                          'does not know')
         return own
 
 
-async def unused(monitor: Monitor, options: Iterable[Option]) -> List[str]:
-    """Nodes that were added, and that the new QEMU would not have."""
+async def nodes_left_out(monitor: Monitor, options: Iterable[Option]
+                         ) -> List[str]:
+    """Block nodes of the running QEMU that options do not create."""
     given = names_given(options)
     return [name for name in await nodes(monitor)
             if not is_invented(name) and name not in given]
 
 
-async def present(monitor: Monitor) -> Set[str]:
+async def drives_and_nodes(monitor: Monitor) -> Set[str]:
     """The names of all drives and block nodes."""
     return {drive['device'] for drive in await monitor.ask('query-block')} | \
         set(await nodes(monitor))

@@ -5,28 +5,33 @@ How the guest's memory gets to the new QEMU
 import contextlib
 import math
 import os
+from pathlib import Path
 import re
 import stat
-from pathlib import Path
 from typing import NamedTuple
 
-from .error import Refused
-from .monitor import Monitor
-from .process import Process
+from ..error import Refused
+from ..host.process import Process
+from ..monitor import Monitor
 
-# Where the kernel shows control groups (v2)
+
+# The root of the control groups (v2)
 GROUPS = Path('/sys/fs/cgroup')
 IGNORE_SHARED, CPR, COPY = 'x-ignore-shared', 'cpr-transfer', 'copy'
 
 
 class Mode(NamedTuple):
-    """A way for memory to get to the new QEMU."""
+    """
+    A way for memory to get to the new QEMU.
+
+    reason: why this way is taken, for the user
+    """
     name: str
     reason: str
 
 
 async def choose_mode(monitor: Monitor, process: Process) -> Mode:
-    """Find the best way that the VM's memory allows."""
+    """Choose the best way that the VM's memory backends allow."""
     files, shared, others = [], [], []
     for name, kind in (await monitor.children('/objects')).items():
         if not kind.startswith('memory-backend-'):
@@ -44,7 +49,8 @@ async def choose_mode(monitor: Monitor, process: Process) -> Mode:
     if files and not shared + others:
         return Mode(IGNORE_SHARED, 'a shared file, which stays where it is')
     if files:
-        # A copy would go from the file to itself, under the running guest.
+        # COPY is no choice: it would write the new QEMU's copy to the file,
+        # which the running guest uses.
         return Mode(IGNORE_SHARED, "files stay where they are, '"
                     f"{(shared + others)[0]}' is copied")
     if others:
@@ -52,14 +58,14 @@ async def choose_mode(monitor: Monitor, process: Process) -> Mode:
                                  f"'{others[0]}' is not shared (share=on)")
     if not await monitor.get('/machine', 'aux-ram-share'):
         return await choose_copy(
-            monitor, process, 'it has no name in the file system, and the '
-            'machine is without aux-ram-share=on')
+            monitor, process, 'guest memory is no named file, and the '
+            'machine lacks aux-ram-share=on')
     return Mode(CPR, 'shared, and handed over by its file descriptors')
 
 
 async def choose_copy(monitor: Monitor, process: Process, reason: str
                       ) -> Mode:
-    """A copy, if there is room for it."""
+    """Choose to copy the memory; Refused: there is no room for a copy."""
     size = await monitor.ask('query-memory-size-summary')
     whole = size['base-memory'] + size.get('plugged-memory', 0)
     in_use = min(whole, process.memory)
@@ -81,13 +87,17 @@ def _mebibytes(size: int) -> str:
 
 
 def free_memory(meminfo: str) -> int:
-    """How much a program can get, from what the kernel says of memory."""
+    """How much memory is available, from the text of /proc/meminfo."""
     return sum(int(size) for size in re.findall(
         r'(?m)^(?:MemAvailable|SwapFree): *(\d+) kB', meminfo)) << 10
 
 
 def group_room(folder: Path, top: Path = GROUPS) -> float:
-    """How much memory the control groups of a process let it have, too."""
+    """
+    How much more memory a control group and those above it allow.
+
+    @param folder: of the control group
+    """
     room = math.inf
     while folder != top and top in folder.parents:
         with contextlib.suppress(OSError, ValueError):
@@ -102,7 +112,7 @@ def group_room(folder: Path, top: Path = GROUPS) -> float:
 
 async def _check_file(monitor: Monitor, process: Process, name: str,
                       file: str) -> None:
-    """The new QEMU must find the memory that the guest uses."""
+    """Check that the new QEMU can open the file that is guest memory."""
     try:
         status = os.stat(Path(process.folder, file))
     except OSError as error:

@@ -1,29 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-QEMU's command line: taken apart, and changed for the QEMU that comes next
+Parse the command line of a QEMU, and change it for the new QEMU
 
-Values are read only as far as an update has to know them; everything else is
-passed on as it is.
+Only values that an update has to know are parsed.  All others are passed on
+unchanged.
 """
 import json
 import re
-from typing import (Any, Callable, Collection, Dict, Iterable, Iterator, List,
-                    NamedTuple, Tuple)
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Tuple,
+)
 
-from .error import Refused
+from ..error import Refused
 
 
 # Options whose value is a chardev in the short form: "unix:PATH,server=on".
 CHARDEV_OPTIONS = {'serial', 'parallel', 'monitor', 'qmp', 'qmp-pretty',
                    'debugcon', 'gdb'}
-# Options by which QEMU opens files.
+# Options by which QEMU opens files, sockets or devices.
 OPENING_OPTIONS = CHARDEV_OPTIONS | {
     'chardev', 'netdev', 'nic', 'device', 'object', 'drive', 'blockdev'}
-# What cannot be had twice, or cannot be seen from outside.
+# Options that the new QEMU cannot be given, with the reason.
 REFUSED_OPTIONS = {
     'snapshot': 'what the guest writes is in temporary files that only the '
                 'old QEMU has',
-    'readconfig': 'options in a file are not looked at',
+    'readconfig': 'live-update does not read options in a file',
     'add-fd': 'it passes a file descriptor that only the old QEMU has',
     'preconfig': 'the new QEMU would wait for its machine to be configured',
     'nographic': 'the new QEMU cannot share the terminal with the old one',
@@ -32,7 +41,7 @@ REFUSED_OPTIONS = {
 
 def _flat(value: Dict[str, Any], prefix: str = '') -> Iterator[
         Tuple[str, object]]:
-    """The keys of nested objects, as they are written with commas."""
+    """Flatten nested objects: {"a": {"b": 1}} has the key "a.b"."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _flat(item, f'{prefix}{key}.')
@@ -41,7 +50,7 @@ def _flat(value: Dict[str, Any], prefix: str = '') -> Iterator[
 
 
 def _has(value: object, word: str) -> bool:
-    """Is a word somewhere in a value of JSON?"""
+    """Does a JSON value contain a string, at any depth?"""
     if isinstance(value, (list, tuple)):
         return any(_has(item, word) for item in value)
     if isinstance(value, dict):
@@ -51,36 +60,37 @@ def _has(value: object, word: str) -> bool:
 
 class Option(NamedTuple):
     """
-    An option, without its dash, and its value.
+    An option of the command line, without its dash.
 
-    '' is no value, unless the option has one that is_empty.
+    value: '' if the option has none
+    is_empty: true if the option has a value, which is ''
     """
     name: str
     value: str = ''
     is_empty: bool = False
 
     def words(self) -> List[str]:
-        """What it is on a command line."""
+        """The option as arguments of a command."""
         return [f'-{self.name}'] + (
             [self.value] if self.value or self.is_empty else [])
 
     @property
     def parts(self) -> List[str]:
-        """What stands between commas; "a,,b" is a part with a comma."""
+        """The parts of the value between commas; ",," is a comma."""
         return [part.replace('\0', ',')
                 for part in self.value.replace(',,', '\0').split(',')]
 
     def with_parts(self, parts: Iterable[str]) -> 'Option':
-        """The same option with another value."""
+        """The option with another value, of these parts."""
         return self._replace(
             value=','.join(part.replace(',', ',,') for part in parts))
 
     def keys(self) -> Dict[str, object]:
         """
-        The value's keys, whether it is written as JSON or with commas.
+        Parse a value that has the form "a=b,c=d", or is a JSON object.
 
-        A first word without "=" has the key ''; other ones mean "on".  Keys
-        of what is nested in JSON have dots, as with commas.
+        In "socket,id=x,server", "socket" gets the key '', and "server" the
+        value "on".  Keys of nested JSON objects are joined by dots.
         """
         if self.value.startswith('{'):
             try:
@@ -97,7 +107,7 @@ class Option(NamedTuple):
         return result
 
     def changed(self, changes: Dict[str, str]) -> 'Option':
-        """The same option with other values of keys."""
+        """The option with other values of some keys."""
         if self.value.startswith('{'):
             return self._replace(value=json.dumps(
                 {**json.loads(self.value), **changes}))
@@ -108,25 +118,25 @@ class Option(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The name of what it creates, if the user gave it one."""
+        """The value of "id" or "node-name"; '': it has neither."""
         keys = self.keys()
         return str(keys.get('id', keys.get('node-name', '')))
 
     @property
     def kind(self) -> str:
-        """Which kind of thing it creates, of those with such an option."""
+        """The driver, type or back-end that it names, or ''."""
         keys = self.keys()
         return str(next((keys[key] for key in (
             '', 'driver', 'qom-type', 'type', 'backend') if key in keys), ''))
 
 
 def is_on(value: object) -> bool:
-    """Does the value of a key mean yes?"""
+    """Is the value of a key one of those that mean "on"?"""
     return value in (True, 'on', 'yes', 'true', 'y')
 
 
 def _listens_on_tcp(option: Option, first: str) -> bool:
-    """Does an option that needs no server=on listen on a port?"""
+    """Does an option listen on a TCP port without server=on?"""
     if option.name == 'gdb':
         return first.startswith('tcp:')
     if option.name == 'vnc':
@@ -135,8 +145,8 @@ def _listens_on_tcp(option: Option, first: str) -> bool:
         bool(option.keys().keys() & {'port', 'tls-port'})
 
 
-def _empties(option: Option) -> bool:
-    """Does QEMU open a file for what it writes as a new one?"""
+def _truncates(option: Option) -> bool:
+    """Would the new QEMU truncate a file that this option names?"""
     return option.name == 'D' and '%d' not in option.value or \
         option.name == 'trace' and 'file' in option.keys() or \
         (option.name, option.kind) in (('audiodev', 'wav'),
@@ -144,7 +154,7 @@ def _empties(option: Option) -> bool:
 
 
 def _binds(option: Option) -> bool:
-    """Does a network receive at an address of the host, for itself alone?"""
+    """Does a netdev bind a socket to an address that only one can have?"""
     keys = option.keys()
     if option.kind == 'socket':
         return 'localaddr' in keys and 'mcast' not in keys or 'listen' in keys
@@ -155,11 +165,11 @@ def _binds(option: Option) -> bool:
 
 
 class CommandLine(List[Option]):
-    """The options of a QEMU."""
+    """The command line of a QEMU, a list of options."""
 
     @classmethod
     def parse(cls, arguments: Iterable[str]) -> 'CommandLine':
-        """Take arguments apart; the name of the program is not one."""
+        """Parse arguments, without the name of the program."""
         result = cls()
         for word in arguments:
             value_of_any_form = result and result[-1] == Option('append')
@@ -172,30 +182,30 @@ class CommandLine(List[Option]):
             else:
                 raise Refused(
                     f"the command line has '{word}' where an option is "
-                    'expected; give it anew after "--", with -drive for disk '
+                    'expected; give it after "--", with -drive for disk '
                     'images')
         return result
 
     def words(self) -> List[str]:
-        """The arguments for a QEMU."""
+        """The options as arguments of a command."""
         return [word for option in self for word in option.words()]
 
     def named(self, *names: str) -> Iterator[Option]:
-        """All options of some names, in order."""
+        """The options that have one of these names, in order."""
         return (option for option in self if option.name in names)
 
-    def naming(self, name: str) -> Iterator[Option]:
-        """All options that have this as the value of a key but their name."""
+    def referring_to(self, name: str) -> Iterator[Option]:
+        """The options that refer to the object of this name."""
         return (option for option in self if any(
             _has(value, name) for key, value in option.keys().items()
             if key not in ('id', 'node-name')))
 
     def drop(self, *names: str) -> None:
-        """Remove all options of some names."""
+        """Remove the options that have one of these names."""
         self[:] = [option for option in self if option.name not in names]
 
     def check(self) -> None:
-        """Refuse options that cannot be given to a second QEMU."""
+        """Raise Refused for an option that the new QEMU cannot be given."""
         for option in self:
             whole = ' '.join(option.words())
             if option.name in REFUSED_OPTIONS:
@@ -215,13 +225,13 @@ class CommandLine(List[Option]):
                     for key, value in option.keys().items()):
                 raise Refused(
                     f"'{whole}' uses a file descriptor that was given to the "
-                    'old QEMU; give the command line anew after "--", '
+                    'old QEMU; give the command line after "--", '
                     'without it')
-            if _empties(option):
+            if _truncates(option):
                 raise Refused(
-                    f"'{whole}' would empty the file of the old QEMU; give "
-                    'the command line anew after "--", without it or with '
-                    'the name of another file' + (
+                    f"'{whole}' would have the new QEMU truncate a file of "
+                    'the old one; give the command line after "--", without '
+                    'this option or with the name of another file' + (
                         ', or remove it with "object-del"'
                         if option.name == 'object' else ''))
             if option.name == 'netdev' and _binds(option):
@@ -233,10 +243,10 @@ class CommandLine(List[Option]):
 
     def set_machine(self, machine: str) -> None:
         """
-        Name the type of the machine.
+        Set the type of the machine, with its version.
 
-        A name without version, or none, is the newest version that a binary
-        knows, and so another one with another binary.
+        Without a version, the new QEMU would create the newest version that
+        it knows, which may differ from that of the VM.
         """
         for position, option in enumerate(self):
             if option.name not in ('machine', 'M'):
@@ -249,15 +259,15 @@ class CommandLine(List[Option]):
                 return
         self.insert(0, Option('machine', machine))
 
-    def rename(self, renamed: Callable[[str], str],
-               others: Collection[str]) -> None:
+    def rename_files(self, renamed: Callable[[str], str],
+                     others: Collection[str]) -> None:
         """
-        Give other names to what QEMU creates in the file system.
+        Rename the sockets, the pid file and the links that QEMU creates.
 
-        Nor does it wait for a client of a socket, then.
+        Sockets are opened with wait=off.
 
-        @param renamed: says the other name of a path
-        @param others: names of chardevs that stay as they are
+        @param renamed: returns the new name of a path
+        @param others: chardevs whose paths are not changed
         """
         for position, option in enumerate(self):
             keys = option.keys()
@@ -268,7 +278,7 @@ class CommandLine(List[Option]):
                     f"'{' '.join(option.words())}' listens at an abstract "
                     'name, which only one QEMU can; start the VM with the '
                     'path of a UNIX socket in its place, or give the command '
-                    'line anew after "--", without it')
+                    'line after "--", without it')
             if option.name == 'pidfile':
                 option = Option('pidfile', renamed(option.value))
             elif option.name == 'vnc' and first.startswith('unix:') or \
@@ -290,17 +300,17 @@ class CommandLine(List[Option]):
                 raise Refused(
                     f"'{' '.join(option.words())}' listens on a TCP port, "
                     'which only one QEMU can; start the VM with a UNIX socket '
-                    'in its place, or give the command line anew after "--", '
+                    'in its place, or give the command line after "--", '
                     'without it')
             elif option.name == 'netdev' and serves:
                 raise Refused(
                     f"'{' '.join(option.words())}' listens for another "
                     'process, which can be done by one QEMU only; give the '
-                    'command line anew after "--", without it')
+                    'command line after "--", without it')
             self[position] = option
 
-    def keep_files(self) -> None:
-        """Add to files that the old QEMU writes, in place of emptying them."""
+    def append_to_files(self) -> None:
+        """Have the new QEMU append to the files that the old QEMU writes."""
         result = CommandLine()
         for number, option in enumerate(self):
             keys = option.keys()

@@ -1,31 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Processes of this host, as the kernel tells of them
+Processes of this host: what the kernel tells of them, and starting a new one
+in the same environment
 """
 import asyncio
 import contextlib
 import ctypes
 import os
+from pathlib import Path
 import re
 import resource
 import signal
 import socket
 import struct
 import subprocess
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+)
 
-from .confinement import Confinement, Turn
-from .error import Refused
+from ..error import Refused
+from ..waiting import until
+from .confinement import Confinement
+from .scheduling import Scheduling
+
 
 PIDFD_GETFD = 438       # the number of the system call on all architectures
 
 
 def is_listening(path: str) -> bool:
     """
-    Does somebody listen on this UNIX socket?
+    Does a process listen on this UNIX socket?
 
-    Asks the kernel: who listens might take a probing connection for a client.
+    Asks the kernel.  To connect would not do: the process would accept the
+    connection as that of a client.
     """
     accepting = 0x10000         # __SO_ACCEPTCON
     with open('/proc/net/unix', encoding='utf-8', errors='replace') as sockets:
@@ -34,8 +46,8 @@ def is_listening(path: str) -> bool:
                    for words in map(str.split, list(sockets)[1:]))
 
 
-def listener(client: socket.socket) -> int:
-    """The process that began to listen where this socket is connected to."""
+def pid_of_server(client: socket.socket) -> int:
+    """The process that has called listen(2) on the peer of this socket."""
     form = '3i'                 # struct ucred
     pid, _, _ = struct.unpack(form, client.getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form)))
@@ -43,7 +55,7 @@ def listener(client: socket.socket) -> int:
 
 
 def find(argument: str) -> List[int]:
-    """All processes that have this somewhere on their command line."""
+    """All processes whose command line contains a string."""
     found = []
     for entry in Path('/proc').iterdir():
         with contextlib.suppress(OSError):
@@ -54,7 +66,7 @@ def find(argument: str) -> List[int]:
 
 
 def service_of(cgroups: str) -> str:
-    """The systemd service in what the kernel says of control groups."""
+    """The systemd service in the text of /proc/PID/cgroup, or ''."""
     units = {line.rpartition('/')[2] for line in cgroups.splitlines()}
     return next((unit for unit in units if unit.endswith('.service')), '')
 
@@ -63,8 +75,8 @@ class Process:
     """
     A process, which may end at any time.
 
-    @param pid: its number; looked at once, so that no other process that
-                gets the number later is taken for it
+    @param pid: its number.  A pidfd keeps the process apart from one that
+                gets the same number later.
     """
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -78,8 +90,8 @@ class Process:
                           ) from error
 
     @classmethod
-    def again(cls, identity: str) -> 'Optional[Process]':
-        """The process of an identity, if it is still there."""
+    def from_identity(cls, identity: str) -> 'Optional[Process]':
+        """The process that has this identity; None: it has ended."""
         with contextlib.suppress(Refused, OSError, ValueError):
             process = cls(int(identity.split()[0]))
             if process.identity == identity:
@@ -88,18 +100,19 @@ class Process:
 
     @property
     def identity(self) -> str:
-        """Tells it from others, also from those that get its number later."""
+        """Its number and start time, which no other process has."""
         return f'{self.pid} {self._stat()[19]}'
 
     def close(self) -> None:
-        """Give up the file descriptor that stands for it."""
+        """Close its pidfd."""
         os.close(self._fd)
 
     def _read(self, name: str) -> str:
         return os.fsdecode((self._proc / name).read_bytes())
 
     def _stat(self) -> List[str]:
-        """What "stat" has after the name, which may be anything."""
+        """The fields of /proc/PID/stat after the name of the program."""
+        # The name may contain spaces and parentheses.
         return self._read('stat').rpartition(')')[2].split()
 
     @property
@@ -116,10 +129,10 @@ class Process:
 
     @property
     def folder(self) -> str:
-        """The folder where relative paths on its command line begin."""
+        """The folder to which paths on its command line are relative."""
         folder = os.readlink(self._proc / 'cwd')
         if '-daemonize' in self.arguments:
-            # It has left it since; shells tell where they start a program.
+            # It has changed to "/" since.  A shell sets PWD for a program.
             folder = self.environment.get('PWD', folder)
         return folder
 
@@ -134,7 +147,7 @@ class Process:
 
     @property
     def memory(self) -> int:
-        """How much memory it uses, but for files; in bytes."""
+        """How much anonymous and shared memory it uses, in bytes."""
         return sum(int(size) for size in re.findall(
             r'(?m)^(?:RssAnon|RssShmem|VmSwap):\s*(\d+) kB',
             self._read('status'))) << 10
@@ -148,40 +161,38 @@ class Process:
         return ''
 
     def shares_namespaces(self) -> bool:
-        """Does it see the same files and networks as we do?"""
+        """Does it have the namespaces of live-update?"""
         return all(os.readlink(self._proc / 'ns' / name) ==
                    os.readlink(f'/proc/self/ns/{name}')
                    for name in ('mnt', 'net', 'pid', 'user'))
 
     def has_ended(self) -> bool:
-        """Has it ended (and nobody but its parent may see it still)?"""
+        """Has it ended?  It may be a zombie, for which its parent waits."""
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             signal.pidfd_send_signal(self._fd, 0)
             return self._stat()[0] == 'Z'
         return True
 
     async def wait(self, timeout: float) -> bool:
-        """Wait until it has ended; false: it has not."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        while not self.has_ended():
-            if asyncio.get_running_loop().time() > deadline:
-                return False
-            await asyncio.sleep(0.005)
-        return True
+        """Wait until it has ended; false: it has not after a timeout."""
+        async def has_ended() -> bool:
+            return self.has_ended()
+
+        return await until(has_ended, timeout)
 
     def kill(self) -> None:
-        """End it the hard way."""
+        """Kill it with SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
-    def file(self, number: int) -> Optional[int]:
-        """A copy of one of its file descriptors, if we may have it."""
+    def copy_fd(self, number: int) -> Optional[int]:
+        """Copy one of its file descriptors; None: not permitted, or none."""
         libc = ctypes.CDLL(None, use_errno=True)
         copy = libc.syscall(PIDFD_GETFD, self._fd, number, 0)
         return int(copy) if copy >= 0 else None
 
     def maps(self, status: os.stat_result) -> bool:
-        """Has it mapped a file, known by what stat() says of it?"""
+        """Has it mapped the file that has this result of stat(2)?"""
         for line in self._read('maps').splitlines():
             device, inode = line.split()[3:5]
             major, minor = (int(word, 16) for word in device.split(':'))
@@ -191,7 +202,7 @@ class Process:
         return False
 
     def cgroup(self) -> Optional[Path]:
-        """The file that takes processes into its control group (v2)."""
+        """The file cgroup.procs of its control group (v2)."""
         for line in self._read('cgroup').splitlines():
             if line.startswith('0::/'):
                 path = Path('/sys/fs/cgroup' + line[3:], 'cgroup.procs')
@@ -201,16 +212,17 @@ class Process:
     def start_like(self, command: Sequence[str], as_user: bool
                    ) -> 'subprocess.Popen[bytes]':
         """
-        Start a program in the way in which this process runs.
+        Start a program with the attributes of this process.
 
-        That is: folder, environment, limits of resources, processors,
-        priority, confinement, control group.  What it prints goes where this
-        one prints, if that is of use; if not, it can be read from the
-        result's stderr.
+        These are the working directory, the environment, resource limits, CPU
+        affinity, scheduling priority, confinement, and control group.  The
+        program's stdout and stderr are the stderr of this process.  If that
+        is /dev/null or cannot be copied, the program's stderr is a pipe, the
+        "stderr" of the result.
 
-        @param as_user: start it as the same user, too
+        @param as_user: also with the user and groups of this process
         """
-        output = self.file(2)
+        output = self.copy_fd(2)
         if output is not None and \
                 os.fstat(output).st_rdev == os.stat('/dev/null').st_rdev:
             os.close(output)
@@ -236,27 +248,27 @@ class Process:
                  last: Callable[[], object] = lambda: None,
                  **options: Any) -> 'subprocess.Popen[bytes]':
         """
-        The same, but for control group and output.
+        Like start_like(), but leaves control group and output to the caller.
 
-        @param first: called in the new process, as the user that we are
-        @param last: the same, as the user that the program gets
+        @param first: is called in the new process, before its user changes
+        @param last: is called in the new process, after its user has changed
         @param options: of subprocess.Popen
         """
         limits = {}
-        # To look at another user's takes a capability that we may not have.
+        # To read the limits of another user's process takes CAP_SYS_RESOURCE.
         with contextlib.suppress(PermissionError):
             limits = {kind: resource.prlimit(self.pid, kind)
                       for name, kind in vars(resource).items()
                       if name.startswith('RLIMIT_')}
-        turn = Turn(self.pid)
+        scheduling = Scheduling(self.pid)
         confinement = Confinement.of(self.pid)
         users = self.users
         memory = self._proc.joinpath('oom_score_adj').read_text('ascii')
 
         def prepare() -> None:
-            """In the new process, while we are still who we are."""
+            """Is called in the new process, before it runs the program."""
             first()
-            turn.give(0)
+            scheduling.apply_to(0)
             for kind, limit in limits.items():
                 with contextlib.suppress(ValueError, OSError):
                     resource.setrlimit(kind, limit)
@@ -279,19 +291,19 @@ class Process:
             raise Refused(
                 f"cannot run '{command[0]}' as the user of the VM, "
                 f'{users["Uid"][1]}: {error.strerror}; let that user execute '
-                'it, and enter the folders that it is in') from error
+                'the file and enter its folders') from error
         except subprocess.SubprocessError as error:
             raise Refused(
-                f"cannot run '{command[0]}' in the way in which process "
-                f'{self.pid} runs (processors, priority, user); run this as '
-                'root') from error
+                f"cannot run '{command[0]}' with the CPU affinity, priority "
+                f'and user of process {self.pid}; run this as root'
+                ) from error
 
 
 async def end_all(argument: str, timeout: float = 10) -> None:
-    """Kill all processes that have this somewhere on their command line."""
+    """Kill all processes whose command line contains a string."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    # Again and again: one of them may just have forked.
+    # More than once: a process may fork while it is being killed.
     while loop.time() < deadline:
         pids = find(argument)
         if not pids:

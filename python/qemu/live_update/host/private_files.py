@@ -1,75 +1,84 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Names of files that the old and the new QEMU both make: sockets, a pid file
+The sockets and the pid file that the old and the new QEMU both create
 
-Both have them while one runs the VM.  So the new QEMU makes its files in
-private folders, beside the names that everybody knows, and when it runs the VM
-they are moved there.  Its command line keeps the private names; the next
-update takes the folder out of them.
+Both QEMUs have them while one of the two runs the VM.  So the new QEMU creates
+its files in private folders, each beside a file of the old QEMU.  When the new
+QEMU runs the VM, its files are moved to the public names.  Its command line
+keeps the private names; the next update removes the folder from them.
 """
 import contextlib
 import fcntl
 import json
 import os
+from pathlib import Path
 import re
 import secrets
 import stat
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
-from .error import NeedsPerson, Refused
+from ..error import NeedsPerson, Refused
+
 
 PREFIX = '.live-update-'
-CHANNELS = 'cpr', 'migration'
-OLD = 'old'             # says what the old QEMU is; see Old
+CHANNELS = 'cpr', 'migration'       # sockets between the two QEMUs
+NOTE = 'old'            # has the RecoveryNote, and the public names
 LONGEST = 107           # bytes in the path of a UNIX socket
 
 
-def public(path: str) -> str:
-    """The name by which others know a file."""
+def public_name(path: str) -> str:
+    """The name of a file without a private folder."""
     return re.sub(rf'(^|/){re.escape(PREFIX)}[^/]*/', r'\1', path)
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Are they the same name in the same folder, however that is spelled?"""
+    """Are they the same name in the same folder, perhaps by symlinks?"""
     return one.name == other.name and \
         os.path.realpath(one.parent) == os.path.realpath(other.parent)
 
 
-class Old(NamedTuple):
+class RecoveryNote(NamedTuple):
     """
-    What an update that completes or undoes this one must know.
+    What recovery must know of an update that was killed.
 
     process: the identity of the old QEMU
     status: the run state of the VM
-    settings: of migration, as they were before the update
+    settings: capabilities and parameters of migration before the update
     """
     process: str
     status: str
     settings: Dict[str, Any]
 
 
-class Names:
+class PrivateFiles:
     """
-    The names that the new QEMU has for its files.
+    The files of the new QEMU, and their public names.
 
-    token: is in all of them, and nowhere else
-    old: what an earlier update has left of its knowledge
+    token: the name of all private folders, and of no other file
+    note: what an earlier update has written; None: this update is new
 
-    @param cwd: where relative names begin
-    @param owner: who the new QEMU runs as: user and group
+    @param cwd: the folder to which relative names are relative
+    @param owner: user and group of the new QEMU
     """
     def __init__(self, cwd: str, owner: Tuple[int, int]) -> None:
         self.token = PREFIX + secrets.token_hex(4)
         self._cwd = Path(cwd)
         self._owner = owner
         self._public: List[Path] = []
-        self.old: Optional[Old] = None
+        self.note: Optional[RecoveryNote] = None
 
     def private(self, path: str) -> str:
-        """The name for the new QEMU of what others call path."""
-        name = self._cwd / public(path)
-        # One file has one name, also for who comes through another folder.
+        """The private name of a file of the old QEMU."""
+        name = self._cwd / public_name(path)
+        # A file has one private name, also if symlinks lead to its folder.
         name = next((known for known in self._public if _same(known, name)),
                     name)
         result = name.parent / self.token / name.name
@@ -89,30 +98,31 @@ class Names:
                                   for name in self._public))
 
     @classmethod
-    def of(cls, folder: Path) -> 'Names':
-        """The names of an earlier update, from one of its private folders."""
-        names = cls('/', (os.getuid(), os.getgid()))
-        names.token = folder.name
-        # Without it, the update was killed before it began, or begins now.
-        names._public = [folder.parent / OLD]
+    def of_earlier(cls, folder: Path) -> 'PrivateFiles':
+        """The files of an earlier update, from one of its private folders."""
+        files = cls('/', (os.getuid(), os.getgid()))
+        files.token = folder.name
+        # There is no note if the update was killed before it had written it,
+        # or is about to write it.
+        files._public = [folder.parent / NOTE]
         with contextlib.suppress(OSError, ValueError):
-            told = json.loads((folder / OLD).read_text('utf-8'))
-            names._public = [Path(name) for name in told['names']]
-            names.old = Old(told['process'], told['status'],
-                            told['settings'])
-        return names
+            told = json.loads((folder / NOTE).read_text('utf-8'))
+            files._public = [Path(name) for name in told['names']]
+            files.note = RecoveryNote(told['process'], told['status'],
+                                      told['settings'])
+        return files
 
-    def has(self, path: Path) -> bool:
+    def has_public(self, path: Path) -> bool:
         """Is this one of the public names?"""
         return any(_same(name, path) for name in self._public)
 
-    def create(self, old: Old) -> None:
+    def create(self, note: RecoveryNote) -> None:
         """
-        Make the private folders, locked as long as this process lives.
+        Create the private folders, locked until this process ends.
 
-        @param old: is written there
+        @param note: is written to each of them
         """
-        told = json.dumps({**old._asdict(), 'names': [
+        told = json.dumps({**note._asdict(), 'names': [
             str(name) for name in self._public]})
         for folder in self._folders:
             try:
@@ -125,21 +135,21 @@ class Names:
 
     def _create(self, folder: Path, told: str) -> None:
         for attempt in range(3):
-            # The update of another VM may take an empty one for a leftover.
+            # The recovery of another VM may remove a folder that is empty.
             with contextlib.suppress(
                     *([] if attempt == 2 else [FileNotFoundError])):
                 folder.mkdir(mode=0o700)
                 os.chown(folder, *self._owner)
                 self.lock(folder, wait=True)
-                (folder / OLD).write_text(told, 'utf-8')
+                (folder / NOTE).write_text(told, 'utf-8')
                 return
 
     @staticmethod
     def lock(folder: Path, wait: bool = False) -> int:
         """
-        Lock a folder; OSError: another process has.
+        Lock a folder; OSError: another process has locked it.
 
-        Returns a file descriptor that stands for the lock.
+        Returns a file descriptor, which holds the lock until it is closed.
         """
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -150,19 +160,20 @@ class Names:
         return fd
 
     def _files(self) -> Iterator[Tuple[Path, Path]]:
-        """What the new QEMU has made, with the public names."""
+        """The files that the new QEMU has created, with the public names."""
         for folder in self._folders:
             for file in list(folder.iterdir()) if folder.exists() else []:
-                if file.name not in (*CHANNELS, OLD) and \
+                if file.name not in (*CHANNELS, NOTE) and \
                         not file.name.startswith(PREFIX):
                     yield file, folder.parent / file.name
 
-    def protect(self) -> None:
+    def protect_sockets(self) -> None:
         """
-        Keep others from the sockets, also if they get into the folder.
+        Let only the user of the VM connect to the sockets of the new QEMU.
 
-        A QEMU that will change its user makes them as the one it was started
-        by, and the old one, which has changed it, connects to them.
+        With -run-with user=, the new QEMU creates the sockets as the user of
+        live-update, while the old QEMU, which connects to them, has changed
+        its user already: so they get that user as their owner.
         """
         for folder in self._folders:
             for file in folder.iterdir():
@@ -174,9 +185,9 @@ class Names:
 
     def publish(self) -> None:
         """
-        Give the new QEMU's files their names; withdraw() takes them back.
+        Move the new QEMU's files to the public names; withdraw() undoes it.
 
-        Who may use a file stays as it was.
+        They get the modes and owners of the old QEMU's files.
         """
         for file, name in self._files():
             with contextlib.suppress(OSError):
@@ -194,14 +205,14 @@ class Names:
                     'there, and end the old QEMU') from error
 
     def withdraw(self) -> None:
-        """Give the old QEMU's files their names again."""
+        """Move the old QEMU's files back to the public names."""
         for folder in self._folders:
             for file in folder.glob(f'{PREFIX}*'):
                 with contextlib.suppress(OSError):
                     file.replace(folder.parent / file.name[len(PREFIX):])
 
     def remove(self) -> None:
-        """Remove the private folders with what is left in them."""
+        """Remove the private folders and all files in them."""
         for folder in self._folders:
             with contextlib.suppress(FileNotFoundError):
                 for file in folder.iterdir():

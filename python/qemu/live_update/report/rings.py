@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The requests of a guest's disks, with their times, watched in its memory
+Watch the requests of a guest's disks in guest memory
 
-Disks and their drivers meet in rings in the guest's memory.  That memory is a
-file which this process can open, too: neither the guest nor QEMU nor the
-disk's back-end has to help, and requests are seen while the guest is between
-two QEMUs.  Times are those of time.time(), as those of QMP events.
+A driver and its disk exchange requests in split virtqueues ("rings") in guest
+memory.  That memory is a shared file, which this process maps: neither the
+guest nor QEMU nor the back-end of the disk has to help, and requests are seen
+also while the guest moves from one QEMU to another.  Times are those of
+time.time(), as the times of QMP events are.
+
+The functions take a QMPClient, not a Monitor as others do: they only execute
+commands, and can be used on any connection of a program to QMP.
 """
+from bisect import bisect_left, bisect_right
+from collections import deque
 import mmap
 import os
 import re
 import sys
 import threading
 import time
-from bisect import bisect_left, bisect_right
-from collections import deque
 from types import TracebackType
 from typing import (
     Any,
@@ -33,10 +37,10 @@ from qemu.qmp import ExecuteError, QMPClient
 
 
 PERIOD = 0.0003                 # seconds from one look to the next
-LATE = 0.001                    # a longer time is worth remembering
+LATE = 0.001                    # a longer time is noted; see resolution()
 INDEX = 0xffff                  # indices of rings count modulo 65536
 QUEUE_COMMANDS = {
-    # x-query-virtio-queue-status would stop a queue of vhost-user.
+    # x-query-virtio-queue-status would stop the ring of a vhost-user device.
     'vhost-user-blk': 'x-query-virtio-vhost-queue-status',
     'virtio-blk-device': 'x-query-virtio-queue-status',
 }
@@ -51,16 +55,16 @@ OBSTACLES = {
 
 
 class NotWatchable(Exception):
-    """The memory of a guest cannot be watched; says why."""
+    """The requests of a guest cannot be watched; the text says why."""
 
 
 class Ring(NamedTuple):
     """
-    A queue of a disk.
+    A virtqueue of a disk.
 
-    While the guest runs, avail and used, which are the guest's addresses of
-    the two areas, stay the same wherever it moves.  Those where QEMU has them
-    (mapped) do not.
+    avail, used: guest-physical addresses of the available and the used ring,
+                 which do not change when the guest moves to another QEMU
+    mapped: addresses of the two in the memory of the QEMU process, which do
     """
     device: str
     queue: int
@@ -73,10 +77,10 @@ class Ring(NamedTuple):
 
 class Request(NamedTuple):
     """
-    A request that the guest knows to be complete.
+    A request that has completed, and whose completion the guest has seen.
 
-    submitted: None if that was before the watch began
-    seen: when the guest took notice; None if it does not tell (event_idx=off)
+    submitted: None if the guest submitted it before the watch began
+    seen: when the guest saw it; None: not known without event_idx=on
     """
     device: str
     queue: int
@@ -86,7 +90,7 @@ class Request(NamedTuple):
 
     @property
     def ended(self) -> float:
-        """When it ended, as far as is known."""
+        """When the guest saw its completion, or else when it completed."""
         return self.completed if self.seen is None else self.seen
 
 
@@ -110,9 +114,10 @@ async def _map(qmp: QMPClient, address: int) -> int:
 
 async def locate(qmp: QMPClient, rings: Sequence[Ring]) -> List[Ring]:
     """
-    Return the same rings in the QEMU that the guest moves to.
+    Return the rings with their addresses in the QEMU that the guest moves to.
 
-    It can be asked before the guest arrives, for use when it has.
+    The result can be asked for before the guest arrives; it is valid when the
+    guest has arrived.
     """
     return [ring._replace(mapped=(await _map(qmp, ring.avail),
                                   await _map(qmp, ring.used)))
@@ -123,7 +128,7 @@ async def find_rings(qmp: QMPClient) -> Tuple[List[Ring], Dict[str, str]]:
     """
     Find the queues of all disks that the guest uses.
 
-    The second result names disks that cannot be watched, and says why.
+    The second result has the disks that cannot be watched, with the reasons.
     """
     rings: List[Ring] = []
     left_out = {}
@@ -153,12 +158,13 @@ async def find_rings(qmp: QMPClient) -> Tuple[List[Ring], Dict[str, str]]:
     return await locate(qmp, rings), left_out
 
 
-def quiet(requests: Iterable[Request], begin: float,
-          end: float) -> List[Tuple[float, float]]:
+def gaps(requests: Iterable[Request], begin: float,
+         end: float) -> List[Tuple[float, float]]:
     """
-    Return the times between two requests' ends, in order, for a period.
+    Return the gaps between the ends of requests in a period, in order.
 
-    Those that it begins or ends with are not cut, if a request tells.
+    The first gap begins with the last end of a request before the period, and
+    the last gap ends with the first end after it, if there are such requests.
     """
     ends = sorted(request.ended for request in requests)
     first = max(bisect_left(ends, begin) - 1, 0)
@@ -172,9 +178,9 @@ def quiet(requests: Iterable[Request], begin: float,
 
 class Memory:
     """
-    The memory of a process, as far as it is files that are shared.
+    The shared file mappings of a process.
 
-    @param pid: the process; it may end later
+    @param pid: the process; it may end after this was created
     """
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -194,7 +200,7 @@ class Memory:
              if isinstance(error, PermissionError) else ''))
 
     def _open(self, device: int, inode: int) -> memoryview:
-        """Map a file that the process has open; it may have no name."""
+        """Map a file that the process has open, such as a memfd."""
         folder = f'/proc/{self._pid}/fd'
         for name in os.listdir(folder):
             path = f'{folder}/{name}'
@@ -210,7 +216,7 @@ class Memory:
                            'memory is')
 
     def area(self, address: int, size: int) -> memoryview:
-        """Return an area as 16-bit numbers, which change as it does."""
+        """Return an area of its memory, as 16-bit numbers."""
         for places, rights, offset, device, inode, *_ in self._maps:
             begin, end = (int(place, 16) for place in places.split('-'))
             if begin <= address < end:
@@ -234,11 +240,14 @@ class Memory:
 
 class Queue:
     """
-    What happens in a ring, by looks at its two areas as 16-bit numbers.
+    Finds the requests in a ring by looks at its available and used ring.
 
-    A look never blocks and changes nothing.  What was impossible (indices
-    that jump, since the guest has set up the ring anew or since this look
-    comes too late) makes it start again from what is there.
+    A look never blocks, and writes nothing to guest memory.  If the indices
+    have moved further than a ring allows (the guest has set up the ring again,
+    or the look comes too late), the requests since the last look are lost,
+    and the queue begins again with the present indices.
+
+    missed: how often that has happened
     """
     # pylint: disable=too-many-instance-attributes
 
@@ -252,31 +261,33 @@ class Queue:
         self._begin()
 
     def use(self, avail: memoryview, used: memoryview) -> None:
-        """Go on in a copy of the ring."""
+        """Look at a copy of the ring from now on."""
         self._areas = avail, used
 
     def _begin(self) -> None:
         avail, used = self._areas
         size = self.ring.size
-        # In this order: what was used must have been available before.
+        # The used index first: it must not be ahead of the available index.
         self._used = self._seen = used[1]
         self._avail = avail[1]
-        # By their heads, which are in use again before we have looked.
+        # Times of submission by the head of the descriptor chain.  The guest
+        # may use a head again before a look has seen that it was completed.
         self._open: Dict[int, Deque[float]] = {}
-        # Completions that the guest has not seen.
+        # Completed requests of which the guest has not seen that.
         self._unseen: Deque[Tuple[int, Optional[float], float]] = deque()
         self._is_ring = (
             self._avail - self._used & INDEX <= size
             and avail[0] <= 1 and used[0] <= 1
             and all(head < size for head in avail[2:2 + size])
             and all(head < size for head in used[2:2 + 4 * size:4]))
-        # Requests of which only the number is known.
+        # The number of requests that were submitted before the watch began.
         self._unknown = self._is_ring * (self._avail - self._used & INDEX)
 
     def look(self) -> None:
-        """Take down what has happened since the last look."""
+        """Note the requests since the last look."""
         avail, used = self._areas
-        # In this order: who comes later must have been announced before.
+        # In this order an index is never ahead of the one on its right: a
+        # request is submitted, then completed, then seen.
         indices = avail[2 + self.ring.size], used[1], avail[1]
         if indices != self._indices:
             self._indices = indices
@@ -288,17 +299,17 @@ class Queue:
 
     def _new(self, area: memoryview, last: int, index: int,
              width: int) -> Optional[List[int]]:
-        """Return the heads from one index to another, if they are there."""
+        """Return the heads between two indices; None: some are overwritten."""
         size = self.ring.size
         heads = [area[2 + width * ((last + n) % size)]
                  for n in range(min(index - last & INDEX, size + 1))]
-        # By now others may have been written in their places.
+        # The ring may have gone round while the heads were read.
         if area[1] - last & INDEX > size or any(n >= size for n in heads):
             return None
         return heads
 
     def _advance(self, event: int, used: int, avail: int, now: float) -> bool:
-        """Take down what is new; false if it cannot be."""
+        """Note what is new; false: the indices are not possible."""
         available = self._new(self._areas[0], self._avail, avail, 1)
         done = self._new(self._areas[1], self._used, used, 4)
         if (available is None or done is None or
@@ -307,7 +318,7 @@ class Queue:
         for head in available:
             completed = [entry[0] for entry in self._unseen]
             if head in completed:
-                # It would not be used again if its completion were not known.
+                # A guest that uses a head again has seen its completion.
                 self._see(completed.index(head) + 1, now)
             self._open.setdefault(head, deque()).append(now)
         for head in done:
@@ -322,13 +333,13 @@ class Queue:
         self._avail, self._used = avail, used
         if not self.ring.event_idx:
             self._see(len(self._unseen), None)
-        # A driver that does not want to be told may write any other number.
+        # A driver that wants no interrupt may write any other number.
         elif event - self._seen & INDEX <= len(self._unseen):
             self._see(event - self._seen & INDEX, now)
         return True
 
     def _see(self, count: int, now: Optional[float]) -> None:
-        """The guest has seen as many more completions."""
+        """Note that the guest has seen a number of completions."""
         self._seen = self._seen + count & INDEX
         for _ in range(count):
             _, submitted, completed = self._unseen.popleft()
@@ -336,7 +347,7 @@ class Queue:
                 self.ring.device, self.ring.queue, submitted, completed, now))
 
     def in_flight(self, when: float) -> int:
-        """How many of the requests that are not in the list were in flight."""
+        """How many requests that are not in the list were in flight then."""
         return (self._unknown +
                 sum(moment <= when for moments in self._open.values()
                     for moment in moments) +
@@ -348,12 +359,11 @@ class Watch:
     """
     Watches rings in a "with" block, or from start() to stop().
 
-    requests: in the order in which they ended.  It only grows, and may be
-              read meanwhile.
-    missed: how often requests are missing from it, since there were more in
-            a moment than a ring holds, or since the guest set up a ring anew
+    requests: in the order in which they ended.  The list only grows, and may
+              be read during the watch.
+    missed: how often requests were lost; see Queue
 
-    What a VM that has been reset does then may not be seen: see move().
+    After a reset of the VM, the rings may be at other addresses: see move().
     """
     # pylint: disable=too-many-instance-attributes
 
@@ -374,8 +384,8 @@ class Watch:
         """
         From now on watch these rings in the memory of this QEMU.
 
-        There is no need to call it when the guest takes its memory along.  If
-        that was copied, locate() gives the rings, and watching continues.
+        Is needed after a migration only if guest memory was copied.  Rings
+        from locate() continue those that were watched before.
         """
         memory = Memory(pid)
         areas = [(memory.area(ring.mapped[0], 2 * (3 + ring.size)),
@@ -413,7 +423,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; the memory is given up."""
+        """End the watch, and release guest memory."""
         if self._watching:
             self._watching = False
             self._thread.join()
@@ -432,11 +442,11 @@ class Watch:
 
     @property
     def missed(self) -> int:
-        """See above."""
+        """How often requests were lost; see Queue."""
         return self._missed + sum(queue.missed for queue in self._queues)
 
     def in_flight(self, when: float) -> int:
-        """How many requests the disks had at a time since the begin."""
+        """How many requests were in flight at a time during the watch."""
         with self._lock:
             requests = self.requests[:]
             flying = sum(queue.in_flight(when) for queue in self._queues)
@@ -445,16 +455,16 @@ class Watch:
 
     def longest_gap(self, begin: float, end: float) -> float:
         """
-        The longest time without the end of a request, in seconds.
+        The longest time in which no request ended, in seconds.
 
         A gap counts as a whole if a part of it is between begin and end.
         """
         return max(later - earlier for earlier, later
-                   in quiet(self.requests, begin, end))
+                   in gaps(self.requests, begin, end))
 
     def resolution(self, begin: float, end: float) -> float:
         """The longest time from one look to the next, in seconds."""
-        # The last look may not be over yet; then it will be in the list.
+        # The list does not have the time since the last look yet.
         looks = [(self._last, time.time()), *self._late]
         return max([later - earlier for earlier, later in looks
                     if later > begin and earlier < end] + [LATE])

@@ -1,30 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Write what happened as one HTML file, which needs nothing else to be read
+Write a report as one HTML file, which loads no other file
 """
 import contextlib
+from html import escape
 import os
 import secrets
 import time
-from html import escape
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import (
+    List,
+    NamedTuple,
+    Sequence,
+    Tuple,
+)
 
 
 class Table(NamedTuple):
-    """Rows under heads; numbers are put to the right."""
+    """A table with a head; columns of numbers are aligned to the right."""
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[object]]
 
 
 class Text(NamedTuple):
-    """Commands or their output, shown as they are."""
+    """Commands or their output, shown verbatim."""
     title: str
     text: str
 
 
 class Step(NamedTuple):
-    """Something that was done or found, at a time of time.time()."""
+    """Something that was done or found; the time is that of time.time()."""
     time: float
     name: str
     message: str
@@ -32,11 +37,12 @@ class Step(NamedTuple):
 
 class Report(NamedTuple):
     """
-    All that is to be told, in this order.
+    The parts of a report, in the order of the page.
 
-    verdict: one sentence; is it a good one?
+    verdict: one sentence; good: is it green, or red?
     facts: labels and values
-    picture: an SVG element; description says the same in words
+    picture: an SVG element
+    description: the picture in words, for screen readers
     """
     title: str
     verdict: str
@@ -95,12 +101,12 @@ pre { background: var(--box); padding: .75rem 1rem; overflow-x: auto;
 
 
 def _is_number(cell: object) -> bool:
-    """Does it begin like a number?"""
+    """Does a cell begin like a number?"""
     return str(cell).lstrip('-+<>≤≥ ')[:1].isdigit()
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; the first cell of a row names it."""
+    """A table as HTML; the first cell of a row is its heading."""
     right = [' class="number"' if rows and all(
         _is_number(row[column]) for row in rows) else ''
         for column in range(len(heads))]
@@ -119,7 +125,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _log(steps: Sequence[Step]) -> str:
-    """The steps, with their times since the first."""
+    """The steps as HTML, with the times since the first of them."""
     begin = steps[0].time
     when = time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(begin))
     return f'<h2>What happened from {when}</h2>\n' + _table(
@@ -134,7 +140,8 @@ def render(report: Report) -> str:
     parts: List[str] = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width">',
-        # Whatever a name or a message may be, nothing is loaded or run.
+        # Keeps a browser from loading or running anything, whatever names
+        # and messages contain.
         '<meta http-equiv="Content-Security-Policy" content="default-src '
         "'none'; img-src data:; style-src 'unsafe-inline'\">",
         f'<title>{escape(report.title)}</title>',
@@ -160,7 +167,7 @@ def render(report: Report) -> str:
 
 
 def write(path: str, report: Report) -> None:
-    """Write a report; who reads the file meanwhile sees the old one."""
+    """Write a report; until it is complete, the file has its old text."""
     temporary = f'{path}.{secrets.token_hex(4)}'
     try:
         with open(temporary, 'x', encoding='utf-8') as file:
