@@ -2,10 +2,10 @@
 """
 A guest and a back-end see each other's stores in the right order
 
-TCG executes the guest's instructions.  Atomic ones must be memory barriers for
-other processes, too, even if the VM has one vCPU only.  On stock QEMU 10.2 they
-are not: an interrupt of a vhost-user device can get lost, and the guest then
-waits for its disk for ever.
+TCG executes the guest's instructions.  Atomic ones must be memory barriers
+for other processes, too, even if the VM has one vCPU only.  On stock QEMU 10.2
+they are not: an interrupt of a vhost-user device can get lost, and the guest
+then waits for its disk for ever.
 """
 import os
 import subprocess
