@@ -448,7 +448,8 @@ class NewQemus(unittest.TestCase):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self.top / 'qmp'))
             threading.Timer(0.2, listener.listen).start()
-            self.run_script('sh -c "sleep 100; :" $0 &', self.files.token)
+            self.run_script(
+                'sh -c "while sleep 0.1; do :; done" $0 &', self.files.token)
         self.assertEqual(find(self.files.token), [])
 
     def test_gets_vm(self) -> None:
