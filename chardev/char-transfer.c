@@ -1,5 +1,5 @@
 /*
- * Handing the live connection of a socket chardev to another QEMU
+ * Handing the live connection of a socket chardev over to another QEMU
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -28,7 +28,7 @@ void qemu_chr_transfer_init(ChardevTransfer *t)
 
 void qemu_chr_transfer_clear(ChardevTransfer *t)
 {
-    /* A stream that is refused may have left any number here */
+    /* A stream that was refused may have set any number here */
     int i, n = MIN(t->num_fds, ARRAY_SIZE(t->fds));
 
     for (i = 0; i < n; i++) {
@@ -39,7 +39,10 @@ void qemu_chr_transfer_clear(ChardevTransfer *t)
     qemu_chr_transfer_init(t);
 }
 
-/* -1 for what is no socket, or of a kind that chardevs do not know */
+/*
+ * Returns the address family of @fd as a SocketAddressType, or -1 if @fd is
+ * not a socket of a family that chardevs support.
+ */
 static int socket_family(int fd)
 {
     g_autoptr(SocketAddress) addr = socket_local_address(fd, NULL);
@@ -47,7 +50,7 @@ static int socket_family(int fd)
     return addr ? addr->type : -1;
 }
 
-/* A chardev that was given its socket has no idea where that came from */
+/* A chardev with fd= does not know the family of its socket: accept any. */
 static bool family_fits(SocketChardev *s, int fd)
 {
     return s->addr && (s->addr->type == SOCKET_ADDRESS_TYPE_FD ||
@@ -70,23 +73,23 @@ static bool is_stream_socket(int fd, bool listening)
     return !!accepts == listening;
 }
 
-/* What arrives may be anything */
+/* The stream is untrusted: check everything. */
 static bool transfer_is_valid(const ChardevTransfer *t, Error **errp)
 {
     int i;
 
     if (!t->num_fds) {
-        error_setg(errp, "There is no connection to take over");
+        error_setg(errp, "There is no connection to hand over");
         return false;
     }
     if (t->num_fds > ARRAY_SIZE(t->fds) || t->is_server != (t->num_fds > 1)) {
-        error_setg(errp, "A %s chardev cannot have %u sockets",
+        error_setg(errp, "Wrong number of sockets for a %s chardev: %u",
                    t->is_server ? "server" : "client", t->num_fds);
         return false;
     }
     if (t->telnet > 3 || (t->telnet && !t->is_server) ||
         (t->is_tn3270 && !t->telnet)) {
-        error_setg(errp, "No chardev is in telnet state %u", t->telnet);
+        error_setg(errp, "Invalid telnet state %u", t->telnet);
         return false;
     }
 
@@ -124,7 +127,10 @@ static int is_front_end_of(Object *obj, void *opaque)
     return false;
 }
 
-/* Why @chr can neither give a connection away nor take one over */
+/*
+ * Returns why @chr can neither give its connection away nor take another one
+ * over, or NULL if it can.
+ */
 static const char *unfit(Chardev *chr)
 {
     SocketChardev *s;
@@ -151,7 +157,10 @@ static const char *unfit(Chardev *chr)
     return NULL;
 }
 
-/* Why @chr cannot give its connection away. chr_write_lock is held. */
+/*
+ * Returns why @chr cannot give its connection away, or NULL if it can.
+ * chr_write_lock is held.
+ */
 static const char *cannot_detach(Chardev *chr)
 {
     const char *why = unfit(chr);
@@ -187,7 +196,8 @@ static const char *cannot_detach(Chardev *chr)
         }
     }
     if (!family_fits(s, s->sioc->fd)) {
-        return "its connection is not of the kind of its address";
+        return "the address family of its connection does not match its "
+               "address";
     }
     return NULL;
 }
@@ -205,8 +215,8 @@ bool qemu_chr_transfer_check(Chardev *chr, Error **errp)
 }
 
 /*
- * Drop @listener, but not its sockets: without a descriptor, its channels have
- * nothing to close and no path to unlink.
+ * Free @listener without closing its sockets or unlinking their paths. Its
+ * channels do neither when they have no descriptor.
  */
 static void dissolve_listener(QIONetListener *listener)
 {
@@ -238,7 +248,7 @@ bool qemu_chr_transfer_detach(Chardev *chr, ChardevTransfer *t, Error **errp)
     t->telnet = s->do_telnetopt;
     t->is_tn3270 = s->do_telnetopt && s->is_tn3270;
     t->fds[t->num_fds++] = s->sioc->fd;
-    /* Nothing that happens to the channel now can reach the peer */
+    /* Without its descriptor, the channel cannot disturb the peer */
     s->sioc->fd = -1;
     CHARDEV_GET_CLASS(chr)->chr_detach(chr);
     if (s->listener) {
@@ -249,14 +259,14 @@ bool qemu_chr_transfer_detach(Chardev *chr, ChardevTransfer *t, Error **errp)
     }
 
     chr->be_open = 0;
-    /* Whoever wants to use @chr gets an error when it is to connect */
+    /* Using @chr calls qemu_chr_connect(), which fails due to @detached */
     chr->connect_postponed = true;
     s->detached = true;
     trace_chr_transfer_detach(chr->label, t->num_fds);
     return true;
 }
 
-/* Why @chr cannot take @t over */
+/* Returns why @chr cannot take @t over, or NULL if it can. */
 static const char *cannot_attach(Chardev *chr, const ChardevTransfer *t)
 {
     const char *why = unfit(chr);
@@ -276,19 +286,23 @@ static const char *cannot_attach(Chardev *chr, const ChardevTransfer *t)
         return "it is a server, and the connection is that of a client";
     }
     if (!s->is_listen && !chr->connect_postponed) {
-        return "it makes a connection of its own";
+        return "it is a client that connects by itself";
     }
     if (!t->telnet != !s->do_telnetopt ||
         (t->telnet && t->is_tn3270 != s->is_tn3270)) {
         return "only one side uses telnet or tn3270; use the same options";
     }
     if (!family_fits(s, t->fds[0])) {
-        return "the connection is not of the kind of its address";
+        return "the address family of the connection does not match its "
+               "address";
     }
     return NULL;
 }
 
-/* A listener that owns the listening sockets in @t, unless it returns NULL */
+/*
+ * Returns a listener that owns the listening sockets in @t. On failure,
+ * returns NULL with @errp set, and @t still owns them.
+ */
 static QIONetListener *make_listener(Chardev *chr, const ChardevTransfer *t,
                                      Error **errp)
 {
@@ -305,7 +319,7 @@ static QIONetListener *make_listener(Chardev *chr, const ChardevTransfer *t,
             dissolve_listener(listener);
             return NULL;
         }
-        /* So that a path goes when the socket is closed */
+        /* Closing the socket then unlinks its path */
         qio_channel_set_feature(QIO_CHANNEL(sioc), QIO_CHANNEL_FEATURE_LISTEN);
         qio_net_listener_add(listener, sioc);
         object_unref(OBJECT(sioc));
@@ -313,7 +327,7 @@ static QIONetListener *make_listener(Chardev *chr, const ChardevTransfer *t,
     return listener;
 }
 
-/* Let @chr use the connection in @t */
+/* Make @chr use the connection in @t. On failure @chr is unchanged. */
 static bool attach_connection(Chardev *chr, const ChardevTransfer *t,
                               Error **errp)
 {
@@ -322,17 +336,17 @@ static bool attach_connection(Chardev *chr, const ChardevTransfer *t,
     bool was_detached = s->detached;
     int telnet = s->do_telnetopt;
 
-    /* chr_add_client does it as well, but would change @chr on failure */
+    /* chr_add_client() does this, too, but changes @chr when it fails */
     if (!qemu_set_blocking(t->fds[0], false, errp)) {
         return false;
     }
 
     chr->connect_postponed = false;
     s->detached = false;
-    /* The peer has been through the negotiation that this stands for */
+    /* Telnet options were negotiated already: do not negotiate again */
     s->do_telnetopt = 0;
     if (CHARDEV_GET_CLASS(chr)->chr_add_client(chr, t->fds[0]) < 0) {
-        error_setg(errp, "its socket is not usable");
+        error_setg(errp, "the socket cannot be used");
         s->do_telnetopt = telnet;
         s->detached = was_detached;
         chr->connect_postponed = was_postponed;
@@ -399,7 +413,7 @@ void qemu_chr_transfer_settle(Chardev *chr)
 
 void qemu_chr_transfer_hold_off(Chardev *chr)
 {
-    /* There is no reconnect timer for what is to be connected on demand */
+    /* A postponed chardev has no reconnect timer */
     chr->connect_postponed = true;
 }
 

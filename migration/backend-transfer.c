@@ -1,12 +1,13 @@
 /*
  * Backend-transfer: registry of devices, checks, and the token of ownership
  *
- * The token is an eventfd that counts to one. The source makes it when it
- * saves its state, and the destination gets it in the stream. Both read it
- * before they start the VM, and the kernel lets only one of them have the
- * count. It survives any death: if the destination is killed before it read
- * the token, then the source can have it. One that cannot start the VM, since
- * its images are in use, puts the count back.
+ * The token is an eventfd whose count is one. The source creates it when it
+ * saves its state, and sends it to the destination in the stream. Each QEMU
+ * reads the token before it starts the VM, and the kernel lets only one of
+ * them read the count. The token does not depend on either process: if the
+ * destination is killed before it has read the token, the source can read it.
+ * A QEMU that has read the token, but cannot start the VM since its images are
+ * in use, writes the count back.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -31,12 +32,12 @@
 typedef struct BackendTransferState {
     QTAILQ_HEAD(, BackendTransfer) devices;
     NotifierWithReturn notifier;
-    /* The parameter's value may change, but not during a migration */
+    /* The parameter's value when the migration started; it may change later */
     bool incoming_started;
     bool incoming_on;
     bool outgoing_on;
     bool owner;
-    int32_t token;              /* -1 if there is none */
+    int32_t token;              /* the eventfd, or -1 */
 } BackendTransferState;
 
 static BackendTransferState state = {
@@ -74,8 +75,8 @@ static bool token_create(Error **errp)
 }
 
 /*
- * What comes in the stream is not to be trusted: reading the token must not
- * block, nor give something that nobody counts.
+ * The stream is untrusted. The token must be an eventfd, because other files
+ * can be read more than once, and reading it must not block.
  */
 static bool token_is_valid(Error **errp)
 {
@@ -84,8 +85,8 @@ static bool token_is_valid(Error **errp)
     g_autoptr(GError) err = NULL;
 
     if (state.token < 0) {
-        error_setg(errp, "Section '" SECTION "' of the migration stream came "
-                   "without its eventfd");
+        error_setg(errp, "Section '" SECTION "' of the migration stream "
+                   "contains no eventfd");
         return false;
     }
     kind = g_file_read_link(link, &err);
@@ -95,14 +96,14 @@ static bool token_is_valid(Error **errp)
         return false;
     }
     if (!g_str_equal(kind, "anon_inode:[eventfd]")) {
-        error_setg(errp, "Section '" SECTION "' of the migration stream came "
-                   "with %s instead of an eventfd", kind);
+        error_setg(errp, "Section '" SECTION "' of the migration stream "
+                   "contains %s instead of an eventfd", kind);
         return false;
     }
     return qemu_set_blocking(state.token, false, errp);
 }
 
-/* Could token_take() succeed? */
+/* Returns true if no QEMU has taken the token, so that token_take() works. */
 static bool token_is_there(void)
 {
     GPollFD pfd = { .fd = state.token, .events = G_IO_IN };
@@ -140,8 +141,9 @@ static bool section_needed(void *opaque)
 static bool section_pre_save(void *opaque, Error **errp)
 {
     /*
-     * A QEMU that did not start the VM since it arrived is not the owner, and
-     * passes the token on: its own source may still take the VM back.
+     * A QEMU that has received the VM but never started it is not the owner.
+     * It passes the token of its source on, because the source may still take
+     * the VM back.
      */
     if (state.owner) {
         if (!token_create(errp)) {
@@ -155,7 +157,7 @@ static bool section_pre_save(void *opaque, Error **errp)
 
 static bool section_pre_load(void *opaque, Error **errp)
 {
-    /* A stream that is not right may have this section twice */
+    /* A malformed stream may contain this section twice */
     token_close();
     return true;
 }
@@ -165,9 +167,8 @@ static bool section_post_load(void *opaque, int version_id, Error **errp)
     trace_backend_transfer_token_loaded(state.token);
     if (!runstate_check(RUN_STATE_INMIGRATE) || !state.incoming_on) {
         token_close();
-        error_setg(errp, "The source migrates with parameter "
-                   "'backend-transfer' on, but it is off here: set it to the "
-                   "same value on both sides");
+        error_setg(errp, "Parameter 'backend-transfer' is on at the source, "
+                   "but off here: set it to the same value on both sides");
         return false;
     }
     if (!token_is_valid(errp)) {
@@ -182,7 +183,7 @@ static const VMStateDescription vmstate_backend_transfer = {
     .name = SECTION,
     .version_id = 1,
     .minimum_version_id = 1,
-    /* Before devices, so that a wrong parameter is an error that says so */
+    /* Before all devices, whose errors would not name a wrong parameter */
     .priority = MIG_PRI_MAX,
     .needed = section_needed,
     .pre_save_errp = section_pre_save,
@@ -195,9 +196,9 @@ static const VMStateDescription vmstate_backend_transfer = {
 };
 
 /*
- * Each section registered moves the numbers of the later ones in the stream.
- * So that it is the same as ever if the parameter is never turned on, this one
- * is registered when it may be needed.
+ * Registering a section changes the section IDs of all later ones in the
+ * stream. Register this section only when it may be needed, so that the
+ * stream does not change as long as the parameter is never turned on.
  */
 static void section_register(void)
 {
@@ -223,7 +224,7 @@ static bool check_address(MigrationAddress *addr, Error **errp)
 {
     if (addr->transport == MIGRATION_ADDRESS_TYPE_SOCKET &&
         (addr->u.socket.type == SOCKET_ADDRESS_TYPE_UNIX ||
-         /* backend_transfer_check_channel() will tell */
+         /* backend_transfer_check_channel() checks the type of the fd */
          addr->u.socket.type == SOCKET_ADDRESS_TYPE_FD)) {
         return true;
     }
@@ -241,7 +242,7 @@ bool backend_transfer_check_channel(QIOChannel *ioc, Error **errp)
     return true;
 }
 
-/* Settings that need another way to save or send the devices' state */
+/* Refuse settings that save or send the devices' state in another way. */
 static bool check_settings(Error **errp)
 {
     const char *conflict;
@@ -269,7 +270,11 @@ static bool check_settings(Error **errp)
     return false;
 }
 
-/* A VM that was not started here may be started by the source instead. */
+/*
+ * A QEMU that is not the owner has handed the VM over, or has received it and
+ * not started it. It may migrate the VM only together with the token, because
+ * the other QEMU may still start the VM.
+ */
 static bool check_owner(Error **errp)
 {
     if (state.owner) {
@@ -282,7 +287,7 @@ static bool check_owner(Error **errp)
     }
     if (!migrate_backend_transfer()) {
         error_setg(errp, "This VM was handed over with parameter "
-                   "'backend-transfer' on, and has not been started since: "
+                   "'backend-transfer' on, but has not been started yet: "
                    "turn the parameter on, or start the VM first");
         return false;
     }
@@ -315,8 +320,8 @@ bool backend_transfer_check(MigrationAddress *addr, Error **errp)
  */
 
 /*
- * Between the command and the connected channel, which may take long,
- * settings and devices may have changed.
+ * Check everything again: settings and devices may have changed after command
+ * "migrate", because connecting the channel may have taken long.
  */
 static bool outgoing_setup(Error **errp)
 {
@@ -342,7 +347,7 @@ static void outgoing_failed(void)
         return;
     }
     state.outgoing_on = false;
-    /* If the destination has started the VM, the failure came too late */
+    /* If the destination has started the VM, it owns the back-ends */
     if (state.owner) {
         QTAILQ_FOREACH(bt, &state.devices, next) {
             if (bt->ops->outgoing_failed) {
@@ -388,7 +393,7 @@ bool backend_transfer_incoming_start(MigrationAddress *addr, Error **errp)
     BackendTransfer *bt;
     bool on = migrate_backend_transfer();
 
-    /* Postcopy recovers */
+    /* When postcopy recovers, there is nothing to prepare */
     if (!runstate_check(RUN_STATE_INMIGRATE)) {
         return true;
     }
@@ -416,9 +421,8 @@ bool backend_transfer_incoming_check(Error **errp)
     BackendTransfer *bt;
 
     if (state.incoming_on && state.owner) {
-        error_setg(errp, "Parameter 'backend-transfer' is on here, but the "
-                   "source migrates with it off: set it to the same value on "
-                   "both sides");
+        error_setg(errp, "Parameter 'backend-transfer' is on here, but off "
+                   "at the source: set it to the same value on both sides");
         return false;
     }
     QTAILQ_FOREACH(bt, &state.devices, next) {
@@ -448,10 +452,10 @@ void backend_transfer_incoming_failed(void)
 }
 
 /*
- * Both
+ * Source and destination
  */
 
-/* Let "cont" try again or say why not, even if a migration ends here */
+/* Set a run state in which "cont" tries to start the VM. */
 static void stay_stopped(void)
 {
     if (runstate_check(RUN_STATE_INMIGRATE) ||
@@ -493,7 +497,7 @@ bool backend_transfer_claimed(Error **errp)
 
 void backend_transfer_disclaim(void)
 {
-    /* With a token that is still open, the claim is new */
+    /* A token that is still open was read by the last claim */
     if (state.token >= 0 && token_give_back()) {
         trace_backend_transfer_disclaimed();
         state.owner = false;

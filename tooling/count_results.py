@@ -32,6 +32,7 @@ def show_failure(test: Dict[str, str]) -> None:
     output = test.get('stdout', '') + '\n' + test.get('stderr', '')
     for reason in REASON.findall(output)[:20]:
         print(f'  {reason[:300]}')
+    print(f'  to run it alone: ./run test {test["name"].split(" / ")[-1]}')
 
 
 def main(log: Path) -> bool:

@@ -5,12 +5,12 @@
 #
 # Gives what QEMU takes over from others what no QEMU would send, under ASan
 # and UBSan: to one target, or to all of them one after the other.  Begins with
-# real streams, if fuzz/record_corpus.py has recorded some.  An input that
+# real streams, if lab/fuzz/record_corpus.py has recorded some.  An input that
 # fails is run again by the seed that is printed.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
-programs=build/$(<patches/base)-asan/obj/tests/unit
+programs=build/$(<patches/base)-asan-tests/tests/unit
 corpus=build/fuzz/corpus
 targets=(char-transfer vhost-user-messages vhost-user-session)
 
@@ -23,8 +23,7 @@ if [ "${1:-}" ] && [[ $1 != -* ]]; then
     shift
 fi
 
-# UBSan would only print what it finds.
-export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export UBSAN_OPTIONS=print_stacktrace=1
 for target in "${targets[@]}"; do
     program=$programs/fuzz-$target
     if [ ! -x "$program" ]; then

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# usage: packages.sh [LIST]
+# usage: packages.sh LIST...
 #
-# Installs the packages of LIST (default: tooling/packages.txt) that are missing
+# Installs the packages in the LISTs that are missing
 #
 # Without root it prints the one command that does.  With nothing missing it
 # does nothing, and needs no network.
@@ -12,7 +12,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . /etc/os-release
 apt=$PWD/build/apt/apt.conf
-list=${1:-tooling/packages.txt}
 log=build/packages.log
 
 # new_enough VERSION MINIMUM
@@ -39,7 +38,7 @@ while read -r name _; do
     if [ -z "$version" ] || ! new_enough "$version" "$minimum"; then
         missing+=("$name")
     fi
-done < <(grep -v '^#' "$list")
+done < <(grep -hv '^#' "$@")
 if [ ${#missing[@]} = 0 ]; then
     exit 0
 fi

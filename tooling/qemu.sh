@@ -11,10 +11,14 @@ set -euo pipefail
 dir=$1 what=$2
 shift 2
 obj=$dir/obj
-export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1   # both builds share objects
+# All builds share objects in the cache.  Ninja has the compiler list each
+# object's headers anyway: with that list (CCACHE_DEPEND), ccache need not run
+# the preprocessor first, which makes a build with an empty cache a third shorter.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
 
 flags=(
     --target-list=x86_64-softmmu
+    --disable-debug-info --extra-cflags=-g1     # enough for a backtrace
     --cc='ccache gcc' --python=/usr/bin/python3
     --disable-docs --disable-install-blobs --disable-download
     --firmwarepath=/usr/share/qemu:/usr/share/seabios:/usr/lib/ipxe/qemu

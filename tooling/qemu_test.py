@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run one of QEMU's own tests as QEMU's build would on a machine without KVM.
 
-usage: python3 -m tooling.qemu_test OBJ NAME
+usage: python3 -m tooling.qemu_test OBJ NAME [PROGRAM]
+
+PROGRAM is run in place of the test's own program.
 
 Tests take KVM where there is one.  Results must not depend on that, and a
 /dev/kvm that does not work makes some tests wait for ever: so when root runs
@@ -22,14 +24,15 @@ MASK_KVM = ['unshare', '-m', 'sh', '-c',
             f'mount --bind /dev/null {KVM} && exec "$@"', 'sh']
 
 
-def main(obj: str, name: str) -> None:
+def main(obj: str, name: str, *program: str) -> None:
     tests = json.loads((Path(obj) / 'meson-info/intro-tests.json').read_text())
     test = next(t for t in tests if t['name'] == name)
-    command = [arg for arg in test['cmd'] if arg != '--full']
+    own, *arguments = [arg for arg in test['cmd'] if arg != '--full']
+    command = [*(program or [own]), *arguments]
     if os.path.exists(KVM) and os.geteuid() == 0:
         command = MASK_KVM + command
-    lock = os.open(Path(obj) / 'meson-logs' / f'{name.replace("/", "-")}.lock',
-                   os.O_CREAT | os.O_RDWR)
+    file = '-'.join([name, *program]).replace('/', '-') + '.lock'
+    lock = os.open(Path(obj) / 'meson-logs' / file, os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.set_inheritable(lock, True)
     os.chdir(test['workdir'] or obj)
@@ -38,6 +41,6 @@ def main(obj: str, name: str) -> None:
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         raise SystemExit(__doc__)
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

@@ -3,8 +3,8 @@
 #
 # Makes build/BASE/src: a git tree of QEMU as released, with the tag "base"
 #
-# QEMU_SRC names a git tree, an unpacked tree or a tarball.  Without it,
-# Debian's source package is downloaded.  A tree that is there is kept.
+# QEMU_SRC names a git tree, an unpacked tree or a tarball.  Without it, QEMU is
+# downloaded.  A tree that is there is kept.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,51 +20,42 @@ die() {
     exit 1
 }
 
-# Sets $dsc to the newest package of the release, downloading it if need be.
-download() {
-    local version
-
-    mkdir -p $dl/partial
-    dsc=$(find $dl -name "qemu_$release.*.dsc" | sort -V | tail -n 1)
-    if [ "$dsc" ]; then
-        return
-    fi
-    tooling/apt.sh || die "Debian's package lists could not be had; $give"
-    version=$({ apt-cache -c build/apt/apt.conf showsrc --only-source qemu || true; } |
-              sed -n "s/^Version: \(1:$release\..*\)/\1/p" | sort -V | tail -n 1)
-    if [ -z "$version" ]; then
-        die "the source packages in build/apt/sources.list have no QEMU $release; $give"
-    fi
-    tooling/step.sh "downloading QEMU $version" build/download.log \
-        env -C $dl/partial apt-get -c "$PWD/build/apt/apt.conf" \
-        source --download-only --only-source "qemu=$version" ||
-        die "Debian's source package qemu $version could not be downloaded; $give"
-    mv $dl/partial/* $dl/
-    dsc=$(find $dl -name "qemu_$release.*.dsc" | sort -V | tail -n 1)
-}
-
 # Copies a git tree's HEAD, and those of Meson's subprojects that git ignores.
 copy_git_tree() {
-    git -C "$1" archive HEAD | tar -x -C $work
+    git -C "$1" archive HEAD | tar -x -C "$work"
     for dir in "$1"/subprojects/*/; do
-        cp -a -n "$dir" $work/subprojects/
+        cp -a -n "$dir" "$work/subprojects/"
     done
 }
 
+unpack_download() {
+    local found
+
+    mkdir -p $dl
+    tooling/download.sh $dl || die "there is no source to build; $give"
+    # Debian's package, or else the release tarball.
+    found=$(find $dl -maxdepth 1 -name "qemu_$release.*.dsc" -o \
+                 -maxdepth 1 -name "qemu-$release.*.tar.*" | sort -V | tail -n 1)
+    if [ "${found%.dsc}" = "$found" ]; then
+        tar -x -f "$found" -C "$work" --strip-components=1
+        return
+    fi
+    rmdir "$work"
+    tooling/step.sh "unpacking $(basename "$found")" build/unpack.log \
+        dpkg-source --no-check --no-copy -x "$found" "$work"
+}
+
 unpack() {
-    rm -rf $work
-    mkdir -p $work
+    rm -rf "$work"
+    mkdir -p "$work"
     if [ -z "${QEMU_SRC:-}" ]; then
-        download
-        rmdir $work
-        tooling/step.sh "unpacking $(basename "$dsc")" build/unpack.log \
-            dpkg-source --no-check --no-copy -x "$dsc" $work
+        unpack_download
     elif [ -e "$QEMU_SRC/.git" ]; then
         copy_git_tree "$QEMU_SRC"
     elif [ -d "$QEMU_SRC" ]; then
-        cp -a "$QEMU_SRC/." $work
+        cp -a "$QEMU_SRC/." "$work"
     elif [ -f "$QEMU_SRC" ]; then
-        tar -x -f "$QEMU_SRC" -C $work --strip-components=1 ||
+        tar -x -f "$QEMU_SRC" -C "$work" --strip-components=1 ||
             die "QEMU_SRC=$QEMU_SRC is not a tarball; $give"
     else
         die "QEMU_SRC=$QEMU_SRC does not exist; $give"
@@ -72,17 +63,17 @@ unpack() {
 }
 
 check() {
-    local version dir
+    local version dir what=${QEMU_SRC:-the download}
 
-    version=$(cat $work/VERSION 2>/dev/null) ||
-        die "${QEMU_SRC:-$dsc} is not QEMU's source (no file VERSION); $give"
+    version=$(cat "$work/VERSION" 2>/dev/null) ||
+        die "$what is not QEMU's source (no file VERSION); $give"
     case $version in
     $release.*) ;;
-    *) die "${QEMU_SRC:-$dsc} is QEMU $version, and the series is for $release.x; $give" ;;
+    *) die "$what is QEMU $version, and the series is for $release.x; $give" ;;
     esac
     for dir in keycodemapdb berkeley-softfloat-3 berkeley-testfloat-3; do
-        [ -e $work/subprojects/$dir/meson.build ] ||
-            die "$QEMU_SRC lacks subprojects/$dir: run \"meson subprojects download\" there, or use a release tarball."
+        [ -e "$work/subprojects/$dir/meson.build" ] ||
+            die "$what lacks subprojects/$dir: run \"meson subprojects download\" there, or use a release tarball."
     done
 }
 
@@ -93,17 +84,17 @@ commit() {
     export GIT_AUTHOR_DATE='2026-01-01T00:00:00Z'
     export GIT_COMMITTER_DATE=$GIT_AUTHOR_DATE
 
-    rm -rf $work/.git $work/.pc
-    git -C $work init -q -b main
-    git -C $work config core.autocrlf false
-    git -C $work config gc.auto 0       # no process stays behind
-    git -C $work add -A -f
-    git -C $work commit -q -m "QEMU $(cat $work/VERSION)"
-    git -C $work tag base
+    rm -rf "$work/.git" "$work/.pc"
+    git -C "$work" init -q -b main
+    git -C "$work" config core.autocrlf false
+    git -C "$work" config gc.auto 0       # no process stays behind
+    git -C "$work" add -A -f
+    git -C "$work" commit -q -m "QEMU $(cat "$work/VERSION")"
+    git -C "$work" tag base
 }
 
-if [ -d $src ]; then
-    if [ "${QEMU_SRC:-}" ] && [ "$QEMU_SRC" != "$(cat $origin 2>/dev/null)" ]; then
+if [ -d "$src" ]; then
+    if [ "${QEMU_SRC:-}" ] && [ "$QEMU_SRC" != "$(cat "$origin" 2>/dev/null)" ]; then
         die "$src was not made from QEMU_SRC=$QEMU_SRC: unset it, or remove build/$release and build/$release-stock first."
     fi
     exit 0
@@ -111,5 +102,5 @@ fi
 unpack
 check
 commit
-echo "${QEMU_SRC:-Debian}" >$origin
-mv $work $src
+echo "${QEMU_SRC:-download}" >"$origin"
+mv "$work" "$src"

@@ -9,10 +9,10 @@
 #include "chardev/char-socket.h"
 #include "hw/virtio/vhost-user-connection.h"
 
-/* Well below the time after which people think that a monitor is dead */
+/* Blocks the monitor: must be shorter than a management tool's time-out */
 #define FIRST_REPLY_TIMEOUT_MS 5000
 
-/* "Header": request, flags, and the size of what follows */
+/* "Header"; the size is that of the payload */
 typedef struct MessageHeader {
     uint32_t request;
     uint32_t flags;

@@ -13,7 +13,7 @@
 #include "hw/virtio/vhost-user-session.h"
 #include "standard-headers/linux/vhost_types.h"
 
-/* Messages that tell or ask the back-end something that a session keeps */
+/* Front-end requests that a session knows */
 enum {
     GET_FEATURES = 1,
     SET_FEATURES = 2,
@@ -118,14 +118,14 @@ typedef struct SessionRegion {
     uint64_t offset;        /* in the file */
     uint64_t dev;           /* the file: st_dev, st_ino */
     uint64_t ino;
-    uint64_t name;          /* address that the back-end was told */
-    uint64_t local;         /* our address, if mapped */
-    bool mapped;            /* has our device said where it has the region? */
+    uint64_t name;          /* user address that the back-end was told */
+    uint64_t local;         /* this QEMU's user address, if @mapped */
+    bool mapped;            /* our device has sent the region itself */
 } SessionRegion;
 
 /*
- * A ring.  Once stopped, a ring has nothing but what outlives GET_VRING_BASE
- * in all back-ends: whether it is enabled, and its error file.
+ * A ring. When GET_VRING_BASE stops the ring, only the state that all
+ * back-ends keep stays known: whether the ring is enabled, and its error file.
  */
 typedef struct SessionRing {
     uint32_t known;         /* BIT(request): the message was sent */
@@ -133,27 +133,27 @@ typedef struct SessionRing {
     uint32_t base;
     uint32_t enabled;
     uint32_t flags;
-    uint64_t desc;          /* the back-end's names */
+    uint64_t desc;          /* addresses as the back-end knows them */
     uint64_t used;
     uint64_t avail;
     uint64_t log;
     int32_t kick;           /* -1: none */
     int32_t call;
     int32_t err;
-    /* Of a hold */
-    bool rewind;
+    /* Only while the session is held */
+    bool rewind;            /* the device was reset while the ring ran */
     int lent_kick;
     int lent_call;
-    /* Of the stream: which of the files it has */
+    /* Only for the stream: which files it contains */
     uint8_t files;
 } SessionRing;
 
-/* A message that a hold keeps */
+/* A message that a held session has stored */
 typedef struct HeldMessage {
     WireMessage *msg;
     int fds[TABLE_REGIONS];
     size_t nfds;
-    bool same_file;         /* the back-end has the file already */
+    bool same_file;         /* the back-end already has the file */
 } HeldMessage;
 
 struct VhostUserSession {
@@ -170,8 +170,8 @@ struct VhostUserSession {
     SessionRing *ring;
     WireInflight inflight;
     int32_t inflight_fd;    /* -1: none was set */
-    int32_t channel_fd;     /* -1: none, or it is with the device */
-    uint32_t untracked;     /* a request with effects that no session knows */
+    int32_t channel_fd;     /* -1: none, or the device has it */
+    uint32_t untracked;     /* a request whose effect is not in the session */
 
     bool held;
     bool owned;
@@ -180,7 +180,7 @@ struct VhostUserSession {
     bool has_reply;
     int reply_fd;
 
-    /* Of the stream: which of the files it has, and what is not verified */
+    /* Only for the stream: which files it contains, sizes not yet validated */
     uint8_t files;
     uint32_t stream_config_size;
     uint32_t stream_regions;
@@ -203,10 +203,13 @@ static inline bool ring_runs(const SessionRing *ring)
     return ring_knows(ring, SET_VRING_KICK);
 }
 
-/* New names are found behind older ones: is there space? */
+/*
+ * Returns true if a region of this name and size is not empty and leaves space
+ * for the names of new regions, which are searched for behind older ones.
+ */
 bool session_valid_region(uint64_t name, uint64_t size);
 
-/* Have @n rings at least; new ones are unknown.  Returns the last. */
+/* Have at least @n rings; new ones have no state. Returns the ring @n - 1. */
 SessionRing *session_grow_rings(VhostUserSession *s, unsigned n);
 
-#endif
+#endif /* HW_VIRTIO_VHOST_USER_SESSION_INTERNAL_H */

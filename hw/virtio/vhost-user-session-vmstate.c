@@ -1,8 +1,8 @@
 /*
- * Save and load what a vhost-user back-end has been told
+ * Saving and loading a vhost-user session
  *
- * The stream comes from another process: nothing in it is believed before
- * vhost_user_session_adopt() has compared it with the device.
+ * The stream is untrusted, since another process sends it: nothing that was
+ * loaded is used before vhost_user_session_adopt() has checked it.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -103,8 +103,8 @@ static bool session_has_channel(void *opaque, int version_id)
 }
 
 /*
- * Loading may end after any field.  So a size counts only when it is verified;
- * the arrays are as long as they may get, see session_pre_load().
+ * Loading may fail after any field, so a size is not used before it has been
+ * validated. The arrays have their maximum length, see session_pre_load().
  */
 static bool session_valid_config(void *opaque, int version_id)
 {
@@ -199,7 +199,7 @@ const VMStateDescription vmstate_vhost_user_session = {
     }
 };
 
-/* One that blocks could stop the main loop for ever */
+/* Writing to a blocking eventfd could hang the main loop for ever. */
 static bool is_eventfd(int fd)
 {
     static const char eventfd[] = "anon_inode:[eventfd]";
@@ -233,8 +233,7 @@ static bool check_ring_files(const SessionRing *ring, Error **errp)
     if ((ring->files & HAS_KICK && !is_eventfd(ring->kick)) ||
         (ring->files & HAS_CALL && !is_eventfd(ring->call)) ||
         (ring->files & HAS_ERR && !is_eventfd(ring->err))) {
-        error_setg(errp, "a ring came with a file that is not a non-blocking "
-                   "eventfd");
+        error_setg(errp, "a file of a ring is not a non-blocking eventfd");
         return false;
     }
     return true;
@@ -249,11 +248,11 @@ static bool check_files(const VhostUserSession *s, Error **errp)
     }
     if (s->files & HAS_INFLIGHT &&
         !is_file_of(s->inflight_fd, s->inflight.offset, s->inflight.size)) {
-        error_setg(errp, "the inflight region came with a wrong file");
+        error_setg(errp, "the inflight region has a wrong file or size");
         return false;
     }
     if (s->files & HAS_CHANNEL && !is_stream_socket(s->channel_fd)) {
-        error_setg(errp, "the back-end's channel is not a socket");
+        error_setg(errp, "the file of the back-end channel is not a socket");
         return false;
     }
     return true;
@@ -268,7 +267,7 @@ static bool check_regions(const VhostUserSession *s,
 
         if (!session_valid_region(a->name, a->size) ||
             a->guest_addr > UINT64_MAX - a->size) {
-            error_setg(errp, "a memory region has a wrong size");
+            error_setg(errp, "a memory region has an invalid size");
             return false;
         }
         for (unsigned j = 0; j < i; j++) {
@@ -312,13 +311,13 @@ static bool check_ring(const VhostUserSession *s, const SessionRing *ring,
         return true;
     }
     if ((ring->known & all) != all || !ring->num) {
-        error_setg(errp, "a running ring is not set up");
+        error_setg(errp, "a running ring is not set up completely");
         return false;
     }
     if (ring->num > fits->ring_size) {
-        error_setg(errp, "a ring has %" PRIu32 " entries, the device takes "
-                   "%u; use the same queue-size on both sides", ring->num,
-                   fits->ring_size);
+        error_setg(errp, "a ring has %" PRIu32 " entries, but the device "
+                   "allows %u; use the same queue-size on both sides",
+                   ring->num, fits->ring_size);
         return false;
     }
     if (!iommu && (!names_memory(s, ring->desc) ||
@@ -336,14 +335,14 @@ static bool session_fits(const VhostUserSession *s,
     bool running = false;
 
     if (s->nrings > fits->rings) {
-        error_setg(errp, "the back-end was told of %" PRIu32 " rings, the "
-                   "device has %u; use the same num-queues on both sides",
+        error_setg(errp, "the back-end uses %" PRIu32 " rings, but the device "
+                   "has %u; use the same num-queues on both sides",
                    s->nrings, fits->rings);
         return false;
     }
     if (fits->config_size && s->config_size != fits->config_size) {
-        error_setg(errp, "the config space has %" PRIu32 " bytes, the device "
-                   "has %u; use the same properties on both sides",
+        error_setg(errp, "the config space has %" PRIu32 " bytes, but that of "
+                   "the device has %u; use the same properties on both sides",
                    s->config_size, fits->config_size);
         return false;
     }

@@ -1,14 +1,15 @@
 /*
- * What a vhost-user back-end has been told over one connection
+ * The state of a vhost-user back-end, recorded from a connection's messages
  *
- * There are two views of a back-end: what it knows (the session's fields),
- * and, while the session is held, what the device wants it to know (that, and
- * the messages in the queue "pending").  The commit brings them together.
+ * The session's fields keep the back-end's current state. While the session is
+ * held, the queue "pending" keeps the messages with which the device requests
+ * a new state. The commit sends those messages that change the state.
  *
- * Ring addresses are in the address space of the process that sent them
- * first; to the back-end they are names.  A region of memory keeps its name
- * as long as the back-end has it mapped and uses it, whoever owns the
- * connection; see session_translate().
+ * The user addresses of a memory region and of rings belong to the address
+ * space of the process that first sent them. The back-end only uses them to
+ * look up its own mappings, so after a transfer they are just names. A region
+ * keeps its name while the back-end has the region mapped and uses it,
+ * whichever QEMU owns the connection; see session_translate().
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -33,7 +34,9 @@ static bool has_feature(const VhostUserSession *s, unsigned bit)
     return s->value[SET_FEATURES] & BIT_ULL(bit);
 }
 
-/* Files */
+/*
+ * Files
+ */
 
 static void close_fd(int *fd)
 {
@@ -44,8 +47,8 @@ static void close_fd(int *fd)
 }
 
 /*
- * Have @fd be the session's copy of @from.  Being out of descriptors must not
- * break the device; it only cannot be handed over then.
+ * Replace @fd by a copy of @from. On EMFILE the device goes on working, but it
+ * can no longer be handed over.
  */
 static void keep_fd(VhostUserSession *s, unsigned request, int *fd, int from)
 {
@@ -67,7 +70,9 @@ static bool same_inode(int a, int b)
            sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }
 
-/* Rings */
+/*
+ * Rings
+ */
 
 SessionRing *session_grow_rings(VhostUserSession *s, unsigned n)
 {
@@ -104,7 +109,7 @@ static void forget_stopped_ring(SessionRing *ring)
     ring->rewind = false;
 }
 
-/* The index in a message about a ring, or -1 */
+/* Returns the ring index in a message, or -1 if it is not about one ring. */
 static int ring_index(const WireMessage *msg)
 {
     switch (msg->request) {
@@ -124,7 +129,7 @@ static int ring_index(const WireMessage *msg)
     }
 }
 
-/* The ring that a message is about, or NULL; creates it */
+/* Returns the ring that a message is about, or NULL. Creates a new ring. */
 static SessionRing *message_ring(VhostUserSession *s, const WireMessage *msg)
 {
     int index = ring_index(msg);
@@ -147,7 +152,9 @@ static int *ring_file(SessionRing *ring, unsigned request)
     }
 }
 
-/* Memory */
+/*
+ * Memory
+ */
 
 static bool same_addresses(const SessionRegion *region, const WireRegion *wire)
 {
@@ -202,8 +209,9 @@ bool session_valid_region(uint64_t name, uint64_t size)
 }
 
 /*
- * A name for a new region: @name, unless an older region has that name.
- * Back-ends look names up in ranges, which therefore must not overlap.
+ * Returns a name for a new region: @name, unless the range of names from there
+ * overlaps that of an older region. Back-ends look up addresses in the ranges
+ * of all regions, so the ranges must not overlap.
  */
 static uint64_t free_name(const SessionRegion *region, unsigned n,
                           uint64_t name, uint64_t size)
@@ -212,13 +220,16 @@ static uint64_t free_name(const SessionRegion *region, unsigned n,
         if (ranges_overlap(name, size, region[i].name, region[i].size)) {
             name = ROUND_UP(region[i].name + region[i].size,
                             qemu_real_host_page_size());
-            i = -1;     /* from the start */
+            i = -1;     /* compare with all regions again */
         }
     }
     return name;
 }
 
-/* The back-end maps @wire, with its name in it, which we have at @local. */
+/*
+ * The back-end maps the region in @wire, whose user address is the region's
+ * name. This QEMU has the region at @local.
+ */
 static void add_region(VhostUserSession *s, const WireRegion *wire,
                        uint64_t local, int fd)
 {
@@ -251,9 +262,11 @@ static void remove_region(VhostUserSession *s, SessionRegion *region)
 }
 
 /*
- * Does a region of a new table inherit the name of an old one?  It does while
- * rings use that, and when it takes the place of one of another QEMU, since
- * libvhost-user before QEMU 9.0 looks up the addresses of stopped rings, too.
+ * Does a region of a new table inherit the name of an old region? If our
+ * device has sent the old region, the same region inherits its name while
+ * rings run. If another QEMU has sent the old region, any region at the same
+ * guest address inherits its name, because libvhost-user before QEMU 9.0 also
+ * looks up the addresses of stopped rings.
  */
 static bool inherits(const SessionRegion *old, const WireRegion *wire, int fd,
                      bool rings_run)
@@ -263,8 +276,8 @@ static bool inherits(const SessionRegion *old, const WireRegion *wire, int fd,
 }
 
 /*
- * A whole new table: some regions go on under the names that they have, others
- * get our addresses as names.
+ * Replace all regions by those of a new table. Regions that inherit no name
+ * get this QEMU's addresses as their names.
  */
 static void set_table(VhostUserSession *s, WireMessage *msg, const int *fds)
 {
@@ -276,7 +289,7 @@ static void set_table(VhostUserSession *s, WireMessage *msg, const int *fds)
     s->region = NULL;
     s->nregions = 0;
 
-    /* First those that keep their names: new ones must not take them */
+    /* First the inherited names, so that no new region gets one of them */
     for (int pass = 0; pass < 2; pass++) {
         for (unsigned i = 0; i < n; i++) {
             WireRegion *wire = &msg->table.region[i];
@@ -299,8 +312,8 @@ static void set_table(VhostUserSession *s, WireMessage *msg, const int *fds)
 }
 
 /*
- * Our device has mapped @wire.  Returns true if the back-end has it already,
- * from before our device was there.
+ * Our device sends the region in @wire. If another QEMU has already sent this
+ * region, note our address of it and return true; otherwise return false.
  */
 static bool map_region(VhostUserSession *s, const WireRegion *wire, int fd)
 {
@@ -315,8 +328,8 @@ static bool map_region(VhostUserSession *s, const WireRegion *wire, int fd)
 }
 
 /*
- * With postcopy, a table or region is sent, answered, and acknowledged by a
- * message of the same kind that has none.
+ * With postcopy, the front-end sends a table or region, gets the reply, and
+ * acknowledges it by another message of the same type, without a region.
  */
 static bool acknowledges_postcopy(const WireMessage *msg, size_t nfds)
 {
@@ -324,7 +337,7 @@ static bool acknowledges_postcopy(const WireMessage *msg, size_t nfds)
            msg->size == sizeof(msg->u64) && !nfds;
 }
 
-/* Replace our addresses by the back-end's names, and keep the names. */
+/* Replace our addresses in a message by names, and record new regions. */
 static void session_translate(VhostUserSession *s, WireMessage *msg,
                               const int *fds, size_t nfds)
 {
@@ -360,7 +373,7 @@ static void session_translate(VhostUserSession *s, WireMessage *msg,
         }
         break;
     case SET_VRING_ADDR:
-        /* With an IOMMU these are the guest's addresses */
+        /* With an IOMMU, the message has guest addresses (IOVAs) */
         if (!has_feature(s, VIRTIO_F_IOMMU_PLATFORM)) {
             msg->ring_addr.desc_user_addr =
                 name_of(s, msg->ring_addr.desc_user_addr);
@@ -378,7 +391,9 @@ static void session_translate(VhostUserSession *s, WireMessage *msg,
     }
 }
 
-/* What the back-end knows */
+/*
+ * The back-end's current state
+ */
 
 static bool is_value(unsigned request)
 {
@@ -406,8 +421,8 @@ static void set_value(VhostUserSession *s, unsigned request, uint64_t value)
 }
 
 /*
- * A message goes to the back-end: put names for addresses into it, and
- * remember what it says.
+ * A message is about to be sent to the back-end: replace its addresses by
+ * names, and record the state that it sets.
  */
 static void session_apply(VhostUserSession *s, WireMessage *msg,
                           const int *fds, size_t nfds)
@@ -420,7 +435,7 @@ static void session_apply(VhostUserSession *s, WireMessage *msg,
     if (is_value(msg->request)) {
         set_value(s, msg->request, message_value(msg));
         if (msg->request == SET_STATUS && !message_value(msg)) {
-            /* A reset: the features are negotiated anew */
+            /* Status 0 is a reset: the device negotiates features again */
             s->known &= ~BIT_ULL(SET_FEATURES);
         }
         return;
@@ -487,12 +502,12 @@ static void session_apply(VhostUserSession *s, WireMessage *msg,
     case REM_MEM_REG:
     case SET_BACKEND_REQ_FD:
         break;
-    /* A log ends with the migration that it is for; the IOTLB is a cache */
+    /* No state: a log ends with its migration, and the IOTLB is a cache */
     case SET_LOG_BASE:
     case SET_LOG_FD:
     case SEND_RARP:
     case IOTLB_MSG:
-    /* Of the migration by which the VM came: it ended before the next one */
+    /* No state: the incoming migration has ended before the next one starts */
     case POSTCOPY_ADVISE:
     case POSTCOPY_LISTEN:
     case POSTCOPY_END:
@@ -523,7 +538,7 @@ void vhost_user_session_read(VhostUserSession *s, const void *reply)
         break;
     case GET_INFLIGHT_FD:
         if (!msg->inflight.size) {
-            /* The back-end has none for anybody */
+            /* The back-end has no inflight region for any device */
             set_value(s, GET_INFLIGHT_FD, 0);
         }
         break;
@@ -538,7 +553,9 @@ void vhost_user_session_read(VhostUserSession *s, const void *reply)
     }
 }
 
-/* Messages that are held */
+/*
+ * Messages of a held session
+ */
 
 static void held_message_free(HeldMessage *held)
 {
@@ -600,8 +617,8 @@ static int hold_message(VhostUserSession *s, const WireMessage *msg,
         held->same_file = fds[0] == ring->lent_call;
     } else if (nfds && msg->request == SET_VRING_ERR && ring->err >= 0) {
         /*
-         * Nobody listens to a new file before the back-end has it; so let
-         * the device's descriptor mean the file that the back-end has.
+         * The device does not poll the error eventfd yet. So turn its
+         * descriptor into the eventfd that the back-end already has.
          */
         held->same_file = dup3(ring->err, fds[0], O_CLOEXEC) >= 0;
     }
@@ -625,7 +642,7 @@ static void reply_u64(VhostUserSession *s, unsigned request, uint64_t u64)
     s->reply.u64 = u64;
 }
 
-/* The config space is answered with what the device has written to it. */
+/* Apply the device's stored SET_CONFIG messages to the reply. */
 static void add_pending_config(VhostUserSession *s)
 {
     for (GList *l = s->pending.head; l; l = l->next) {
@@ -640,7 +657,7 @@ static void add_pending_config(VhostUserSession *s)
     }
 }
 
-/* Answer for the back-end, if the answer is known. */
+/* Answer in the back-end's place. Returns false if the answer is unknown. */
 static bool answer_request(VhostUserSession *s, const WireMessage *msg)
 {
     const WireMessage *pending;
@@ -649,7 +666,7 @@ static bool answer_request(VhostUserSession *s, const WireMessage *msg)
 
     switch (msg->request) {
     case GET_PROTOCOL_FEATURES:
-        /* More than was negotiated can be had at the next connection only */
+        /* Only a new connection can negotiate other protocol features */
         known = session_knows(s, SET_PROTOCOL_FEATURES) ?
                 SET_PROTOCOL_FEATURES : GET_PROTOCOL_FEATURES;
         /* fall through */
@@ -761,9 +778,9 @@ static bool wants_reply(const VhostUserSession *s, const WireMessage *msg)
 static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp);
 
 /*
- * A device that was not started when the connection came to us says later
- * which memory it has.  Regions of which it says nothing are gone: they must
- * go before others take their place.
+ * A device that was not started when this QEMU took the connection over sends
+ * its memory regions later. Regions of the source that it does not send do not
+ * exist any more, and must be removed before new regions take their place.
  */
 static int make_room(VhostUserSession *s, const WireMessage *msg)
 {
@@ -860,7 +877,7 @@ static bool stop_ring(VhostUserSession *s, unsigned index, int *sent,
     return true;
 }
 
-/* Nothing goes past rings that a reset has left behind. */
+/* Before a message is sent directly, stop rings that a reset left running. */
 static bool stop_rewound_rings(VhostUserSession *s)
 {
     Error *err = NULL;
@@ -875,7 +892,7 @@ static bool stop_rewound_rings(VhostUserSession *s)
     return true;
 }
 
-/* Returns 1 if the message needs not be sent, 0 if it does, or -errno */
+/* Returns 1 if the message need not be sent, 0 if it must be sent, or -errno */
 static int withhold(VhostUserSession *s, const WireMessage *msg,
                     const int *fds, size_t nfds)
 {
@@ -932,7 +949,7 @@ int vhost_user_session_write(VhostUserSession *s, void *message,
 
 bool vhost_user_session_has_replies(const VhostUserSession *s)
 {
-    /* It is the first thing that a device asks for */
+    /* Every device asks for the features first */
     return session_knows(s, GET_FEATURES);
 }
 
@@ -962,9 +979,11 @@ int vhost_user_session_answer_fd(VhostUserSession *s)
     return fd;
 }
 
-/* The commit */
+/*
+ * The commit
+ */
 
-/* Are two messages about the same thing, so that the later counts? */
+/* Does the later message set the same state, so that @msg has no effect? */
 static bool overrides(const WireMessage *later, const WireMessage *msg)
 {
     if (ring_index(later) != ring_index(msg)) {
@@ -980,7 +999,7 @@ static bool overrides(const WireMessage *later, const WireMessage *msg)
         return false;
     case GET_VRING_BASE:
     case SET_VRING_KICK:
-        /* One stops the ring, one starts it */
+        /* GET_VRING_BASE stops the ring, SET_VRING_KICK starts it */
         return msg->request == GET_VRING_BASE ||
                msg->request == SET_VRING_KICK;
     default:
@@ -1020,7 +1039,7 @@ static bool table_unchanged(VhostUserSession *s, const HeldMessage *held)
     return true;
 }
 
-/* Does the back-end know already what a message says? */
+/* Is the back-end already in the state that a message sets? */
 static bool is_known(VhostUserSession *s, const HeldMessage *held)
 {
     const WireMessage *msg = held->msg;
@@ -1041,7 +1060,7 @@ static bool is_known(VhostUserSession *s, const HeldMessage *held)
     case SET_VRING_NUM:
         return ring->num == msg->ring.num;
     case SET_VRING_BASE:
-        /* Of a running ring, only the back-end knows how far it is */
+        /* While a ring runs, only the back-end knows its index */
         return ring_runs(ring) || ring->base == msg->ring.num;
     case SET_VRING_ENABLE:
         return ring->enabled == msg->ring.num;
@@ -1073,7 +1092,7 @@ static bool is_known(VhostUserSession *s, const HeldMessage *held)
     }
 }
 
-/* Learn where our device has the regions of the table that it wants. */
+/* Record the addresses that our device has sent for regions of its table. */
 static void match_table(VhostUserSession *s)
 {
     for (GList *l = s->pending.head; l; l = l->next) {
@@ -1089,25 +1108,25 @@ static void match_table(VhostUserSession *s)
     }
 }
 
-/* May all running rings go on when the back-end is told this? */
+/* Can all rings keep running when this message is sent? */
 static bool is_harmless(VhostUserSession *s, const HeldMessage *held)
 {
     const WireMessage *msg = held->msg;
 
     switch (msg->request) {
     case SET_FEATURES:
-        /* Logging is switched while rings run; others say what a ring is */
+        /* Only logging can be switched while rings run */
         return !((message_value(msg) ^ s->value[SET_FEATURES]) &
                  ~BIT_ULL(VHOST_F_LOG_ALL));
     case SET_INFLIGHT_FD:
-        /* Back-ends write to the region that they had at the ring's start */
+        /* Running rings keep using the region that they started with */
         return is_known(s, held);
     default:
         return true;
     }
 }
 
-/* Must a running ring be stopped for what the device wants? */
+/* Must a running ring be stopped for the state that the device requests? */
 static bool must_stop(VhostUserSession *s, unsigned index)
 {
     if (s->ring[index].rewind) {
@@ -1158,14 +1177,14 @@ static bool stop_changed_rings(VhostUserSession *s, int *sent, Error **errp)
             return false;
         }
         if (!rewind) {
-            /* The same ring goes on from where the back-end was */
+            /* The ring continues at the index where the back-end stopped */
             set_pending_base(s, i);
         }
     }
     return true;
 }
 
-/* Has our device said which memory it has? */
+/* Has our device sent any memory region? */
 static bool named_memory(const VhostUserSession *s)
 {
     for (unsigned i = 0; i < s->nregions; i++) {
@@ -1176,7 +1195,10 @@ static bool named_memory(const VhostUserSession *s)
     return false;
 }
 
-/* A device that begins anew says nothing of regions that are gone. */
+/*
+ * Remove the regions that our device has not sent: they belong to the source,
+ * and our device sends no REM_MEM_REG for them.
+ */
 static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
 {
     WireMessage msg = {
@@ -1216,10 +1238,11 @@ static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
 }
 
 /*
- * If nothing stays of the memory that the back-end has, and no ring runs,
- * give it all regions at once.  That is less to say, and libvhost-user before
- * QEMU 9.0 fails if a single region comes while it has none that a ring is in,
- * stopped as it may be.
+ * If no ring runs, and the device keeps none of the back-end's regions, replace
+ * all ADD_MEM_REG messages by one SET_MEM_TABLE. This is shorter. Moreover,
+ * libvhost-user before QEMU 9.0 looks up the addresses of all rings, even of
+ * stopped ones, before it adds a single region, and fails if they are in none
+ * of its regions.
  */
 static void turn_regions_into_table(VhostUserSession *s)
 {
@@ -1360,11 +1383,13 @@ void vhost_user_session_rewind(VhostUserSession *s)
     for (unsigned i = 0; i < s->nrings; i++) {
         s->ring[i].rewind = ring_runs(&s->ring[i]);
     }
-    /* The requests that it is about are forgotten */
+    /* The device has forgotten the requests in the inflight region */
     close_fd(&s->inflight_fd);
 }
 
-/* Rings, for the device */
+/*
+ * Rings, as the device sees them
+ */
 
 bool vhost_user_session_ring_running(const VhostUserSession *s, unsigned ring)
 {
@@ -1379,7 +1404,7 @@ uint32_t vhost_user_session_ring_base(const VhostUserSession *s, unsigned ring)
 static int lend(VhostUserSession *s, unsigned ring, int fd, int *lent)
 {
     *lent = -1;
-    /* The files of a ring that must be set up anew are of no use */
+    /* A ring that was reset must be set up again with new files */
     if (!s->held || s->ring[ring].rewind || fd < 0) {
         return -1;
     }
@@ -1406,7 +1431,7 @@ void vhost_user_session_kick(VhostUserSession *s)
     for (unsigned i = 0; i < s->nrings; i++) {
         int fd = s->ring[i].kick;
 
-        /* A counter that is full is a kick, too */
+        /* EAGAIN: the counter is full, so a kick is pending already */
         if (fd >= 0 && RETRY_ON_EINTR(write(fd, &one, sizeof(one))) < 0 &&
             errno != EAGAIN) {
             warn_report("Cannot kick vhost-user ring %u: %s", i,
@@ -1432,14 +1457,17 @@ int vhost_user_session_take_channel(VhostUserSession *s)
 bool vhost_user_session_check(const VhostUserSession *s, Error **errp)
 {
     if (s->untracked) {
-        error_setg(errp, "the back-end has state that cannot be handed over "
-                   "(vhost-user request %" PRIu32 ")", s->untracked);
+        error_setg(errp, "QEMU could not record the effect of vhost-user "
+                   "request %" PRIu32 "; turn parameter 'backend-transfer' "
+                   "off", s->untracked);
         return false;
     }
     return true;
 }
 
-/* Life cycle */
+/*
+ * Life cycle
+ */
 
 VhostUserSession *vhost_user_session_new(const VhostUserSessionOps *ops,
                                          void *opaque)

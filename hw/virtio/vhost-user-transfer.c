@@ -1,9 +1,9 @@
 /*
- * Hand the back-end of a vhost-user device over to another QEMU
+ * Handing the back-end of a vhost-user device over to another QEMU
  *
- * The parts are elsewhere: the chardev's connection (chardev/char-transfer.c),
- * what the back-end has been told (vhost-user-session.c), and whose turn it is
- * (migration/backend-transfer.c).  Here they meet a virtio device.
+ * This file joins three parts for a virtio device: the chardev's connection
+ * (chardev/char-transfer.c), the state of the back-end (vhost-user-session.c),
+ * and which QEMU owns the back-end (migration/backend-transfer.c).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -25,16 +25,19 @@
 #include "trace.h"
 
 /*
- * How long to wait, after the VM has stopped, for the requests in flight.  A
- * guest gives a disk at least as long before it resets it.
+ * How long to wait for the requests in flight after the VM has stopped. A
+ * guest waits at least as long before it resets a disk that does not respond.
  */
 #define DRAIN_TIMEOUT_MS 30000
 
-/* At most: the connection and what goes with it; eventfds and their copies */
+/*
+ * Upper limits of the file descriptors of a device (its connection and the
+ * files of its session) and of each queue (its eventfds and their copies)
+ */
 #define DEVICE_FDS 8
 #define QUEUE_FDS 8
 
-/* The user's device is the one with the id: this one, or its transport */
+/* The user gave the id to the virtio device or to its transport device. */
 static char *device_name(const VhostUserTransfer *t)
 {
     DeviceState *dev = DEVICE(t->vdev);
@@ -62,7 +65,7 @@ static bool is_connected(const VhostUserTransfer *t)
     return t->dev->vhost_ops;
 }
 
-/* virtio_load() changes the size of a queue, but not its greatest size */
+/* virtio_load() changes the size of a queue, but not its maximum size. */
 static unsigned num_queues(VirtIODevice *vdev)
 {
     unsigned n = 0;
@@ -74,9 +77,9 @@ static unsigned num_queues(VirtIODevice *vdev)
 }
 
 /*
- * When the table of descriptors of a process with several threads grows, the
- * kernel makes the process wait for some milliseconds.  Grow it while nobody
- * waits for us, for all that the devices are going to get.
+ * When the descriptor table of a multi-threaded process grows, the kernel
+ * blocks the process for some milliseconds. Grow the table now, before the
+ * switch-over, for all descriptors that the devices will receive.
  */
 static void reserve_descriptors(unsigned n)
 {
@@ -96,9 +99,11 @@ static void reserve_descriptors(unsigned n)
     event_notifier_cleanup(&notifier);
 }
 
-/* Memory */
+/*
+ * Memory
+ */
 
-/* Back-ends do not get memory without a file, and do not write to ROM */
+/* Memory without a file is not sent to back-ends, and they only read ROM. */
 static int block_is_copied(RAMBlock *block, void *opaque)
 {
     return qemu_ram_get_fd(block) >= 0 && !memory_region_is_rom(block->mr) &&
@@ -106,8 +111,8 @@ static int block_is_copied(RAMBlock *block, void *opaque)
 }
 
 /*
- * The memory table of a device will not do: it is empty when a device that
- * connects again asks whether it has to log.
+ * Check all RAM blocks, not the memory table of a device: the table is still
+ * empty when a device reconnects and asks whether it has to log.
  */
 static bool ram_is_shared(void)
 {
@@ -141,12 +146,15 @@ static bool guest_has_file(void *opaque, uint64_t dev, uint64_t ino)
     return qemu_ram_foreach_block(block_has_file, &find);
 }
 
-/* Rings */
+/*
+ * Rings
+ */
 
 /*
- * Where a ring that the back-end is running stands is not known.  The index of
- * the driver is a value that virtio_load() accepts, and the back-end's never
- * passes it; it is used if the back-end dies before it can be asked.
+ * While the back-end runs a ring, QEMU does not know its last avail index. Save
+ * the driver's avail index instead: virtio_load() accepts it, and the
+ * back-end's index never passes it. The value is only used if the back-end
+ * dies before GET_VRING_BASE.
  */
 static void guess_last_avail(VhostUserTransfer *t, int n)
 {
@@ -173,8 +181,9 @@ static bool ring_is_busy(VhostUserTransfer *t, int n)
 
 /*
  * Some back-ends stop a ring without waiting for its requests, and fail when
- * those complete.  With the VM stopped, no more requests come; wait until the
- * back-end has done the rest.  Packed rings cannot be watched from outside.
+ * these complete later. The VM is stopped, so the driver adds no requests: wait
+ * until the back-end has completed all of them. Packed rings have no used
+ * index in memory from which this could be seen.
  */
 static void drain(VhostUserTransfer *t)
 {
@@ -183,7 +192,7 @@ static void drain(VhostUserTransfer *t)
     if (virtio_vdev_has_feature(t->vdev, VIRTIO_F_RING_PACKED)) {
         return;
     }
-    /* The guest may have stopped between adding a request and its kick */
+    /* The guest may have stopped after adding a request, before the kick */
     vhost_user_session_kick(t->session);
     for (int i = 0; i < t->dev->nvqs; i++) {
         while (ring_is_busy(t, i) && vhost_user_connection_lives(t->user) &&
@@ -193,7 +202,9 @@ static void drain(VhostUserTransfer *t)
     }
 }
 
-/* The device's own requests of the VM's state */
+/*
+ * Hooks that the device calls when it starts, stops and is reset
+ */
 
 void vhost_user_transfer_lend(VhostUserTransfer *t)
 {
@@ -211,13 +222,13 @@ void vhost_user_transfer_lend(VhostUserTransfer *t)
     }
 }
 
-/* Bring the back-end to what the device wants */
+/* Bring the back-end to the state that the device has requested. */
 static bool commit(VhostUserTransfer *t, Error **errp)
 {
     int ret = vhost_user_resume_channel(t->dev);
 
     if (ret < 0) {
-        error_setg_errno(errp, -ret, "Cannot listen to the back-end");
+        error_setg_errno(errp, -ret, "Cannot read requests of the back-end");
         return false;
     }
     return vhost_user_session_commit(t->session, errp) >= 0;
@@ -232,7 +243,7 @@ bool vhost_user_transfer_started(VhostUserTransfer *t, Error **errp)
         return false;
     }
 
-    /* What the other QEMU has read off the eventfds is lost to us */
+    /* The other QEMU may have read the eventfds: repeat kicks and calls */
     vhost_user_session_kick(t->session);
     for (int i = 0; i < t->dev->nvqs; i++) {
         VirtQueue *vq = virtio_get_queue(t->vdev, i);
@@ -244,7 +255,7 @@ bool vhost_user_transfer_started(VhostUserTransfer *t, Error **errp)
     return true;
 }
 
-/* What the back-end says while the VM is stopped is for whoever starts it */
+/* Leave the back-end's requests unread until the VM is started again. */
 static void pause_channel(VhostUserTransfer *t)
 {
     int channel = vhost_user_pause_channel(t->dev);
@@ -258,7 +269,7 @@ void vhost_user_transfer_stopping(VhostUserTransfer *t)
 {
     bool stays;
 
-    /* A device that is reset, or unplugged, stops for good */
+    /* A device that stops while the VM runs is being reset or unplugged */
     if (t->vdev->vm_running || !t->enabled || !backend_transfer_outgoing()) {
         return;
     }
@@ -283,7 +294,7 @@ void vhost_user_transfer_stopped(VhostUserTransfer *t)
     for (int i = 0; i < t->dev->nvqs; i++) {
         guess_last_avail(t, i);
     }
-    /* Taking the host notifiers away may have eaten a kick */
+    /* Removing the host notifiers may have read a kick off the eventfds */
     vhost_user_session_kick(t->session);
 }
 
@@ -311,7 +322,9 @@ void vhost_user_transfer_reset(VhostUserTransfer *t)
     vhost_user_session_rewind(t->session);
 }
 
-/* Ownership */
+/*
+ * Ownership
+ */
 
 static VhostUserTransfer *from_backend(BackendTransfer *bt)
 {
@@ -352,7 +365,8 @@ static bool can_hand_over(VhostUserTransfer *t, Error **errp)
         return false;
     }
     if (has_host_notifiers(t)) {
-        error_setg(errp, "it has host notifiers in the guest's memory");
+        error_setg(errp, "the guest's memory contains host notifiers of the "
+                   "back-end; turn parameter 'backend-transfer' off");
         return false;
     }
     return vhost_user_session_check(t->session, errp) &&
@@ -365,18 +379,18 @@ static bool transfer_check(BackendTransfer *bt, Error **errp)
     VhostUserTransfer *t = from_backend(bt);
 
     if (!t->enabled || !migrate_backend_transfer()) {
-        /* Other modes do not log */
+        /* Only the normal mode logs; the blocker concerns logging */
         return migrate_mode() != MIG_MODE_NORMAL || check_blocker(t, errp);
     }
     if (!can_hand_over(t, errp)) {
         prepend_name(t, errp);
         return false;
     }
-    /* What stands in the way of logging is no reason if there is no log */
+    /* The blocker concerns logging, which shared RAM does not need */
     return ram_is_shared() || check_blocker(t, errp);
 }
 
-/* When the device was realized, it was not known what its back-end can do. */
+/* The device was realized before the features of its back-end were known. */
 static bool update_features(VhostUserTransfer *t, Error **errp)
 {
     VirtIODevice *vdev = t->vdev;
@@ -391,7 +405,7 @@ static bool update_features(VhostUserTransfer *t, Error **errp)
     }
     if (virtio_host_has_feature(vdev, VIRTIO_F_IOMMU_PLATFORM) &&
         !virtio_has_feature(features, VIRTIO_F_IOMMU_PLATFORM)) {
-        /* Without an IOMMU the back-end need not know, see virtio-bus.c */
+        /* Without an IOMMU the back-end needs no support, see virtio-bus.c */
         if (vdev->dma_as != &address_space_memory) {
             error_setg(errp, "its back-end cannot work behind an IOMMU; set "
                        "the device's property 'iommu_platform' to off");
@@ -422,9 +436,9 @@ static bool transfer_arrived(BackendTransfer *bt, Error **errp)
     VhostUserTransfer *t = from_backend(bt);
 
     if (t->waiting) {
-        error_setg(errp, "it did not come with the migration; start this QEMU "
-                   "with the devices and the properties 'backend-transfer' "
-                   "that the source has");
+        error_setg(errp, "its connection did not come with the migration "
+                   "stream; start this QEMU with the same devices and the "
+                   "same properties 'backend-transfer' as the source");
         prepend_name(t, errp);
         return false;
     }
@@ -459,13 +473,13 @@ static bool transfer_claimed(BackendTransfer *bt, Error **errp)
     }
     vhost_user_session_own(t->session, true);
     if (virtio_device_started(vdev, vdev->status)) {
-        /* The device starts with the VM; there is more to say then */
+        /* The device starts together with the VM, and commits then */
         return true;
     }
     return commit(t, errp);
 }
 
-/* The VM stays stopped here: then so must the rings that kept running. */
+/* The VM stays stopped here, so stop the rings that kept running. */
 static void transfer_outgoing_failed(BackendTransfer *bt)
 {
     VhostUserTransfer *t = from_backend(bt);
@@ -485,14 +499,14 @@ static void transfer_outgoing_failed(BackendTransfer *bt)
             virtio_queue_set_last_avail_idx(t->vdev, i,
                 vhost_user_session_ring_base(t->session, i));
             virtio_queue_update_used_idx(t->vdev, i);
-            /* Nobody has read what came in the meantime */
+            /* No QEMU has handled the calls since the VM was stopped */
             virtio_queue_invalidate_signalled_used(t->vdev, i);
             virtio_notify(t->vdev, virtio_get_queue(t->vdev, i));
         }
     }
 }
 
-/* Close our copy of a connection that never was ours; the source's lives on */
+/* Close our copy of a connection that this QEMU never owned. */
 static void drop_connection(VhostUserTransfer *t)
 {
     qemu_chr_transfer_clear(&t->connection);
@@ -556,7 +570,7 @@ void vhost_user_transfer_cleanup(VhostUserTransfer *t)
     Error *err = NULL;
 
     if (vhost_user_session_held(t->session) && !t->detached) {
-        /* The device goes while the VM is stopped; so must its rings */
+        /* The device is removed while the VM is stopped: stop its rings */
         if (!vhost_user_session_owned(t->session)) {
             drop_connection(t);
         } else if (vhost_user_session_commit(t->session, &err) < 0) {
@@ -568,7 +582,9 @@ void vhost_user_transfer_cleanup(VhostUserTransfer *t)
     t->session = NULL;
 }
 
-/* The stream */
+/*
+ * The stream
+ */
 
 bool vhost_user_transfer_needed(const VhostUserTransfer *t)
 {
@@ -622,9 +638,10 @@ static bool transfer_pre_load(void *opaque, Error **errp)
     VhostUserTransfer *t = opaque;
 
     if (!t->waiting) {
-        error_setg(errp, "it comes with the migration, but the device has "
-                   "connected by itself; set the device's property "
-                   "'backend-transfer' to the same value on both sides");
+        error_setg(errp, "its connection came with the migration stream, but "
+                   "the device has connected by itself; set the device's "
+                   "property 'backend-transfer' to the same value on both "
+                   "sides");
         report_failure(t, errp);
         return false;
     }

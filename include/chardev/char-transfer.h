@@ -1,5 +1,5 @@
 /*
- * Handing the live connection of a socket chardev to another QEMU
+ * Handing the live connection of a socket chardev over to another QEMU
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,32 +9,32 @@
 
 #include "chardev/char.h"
 
-/* A server listens on as many sockets as its host name has addresses */
+/* A server listens on one socket for each address of its host name */
 #define CHARDEV_TRANSFER_MAX_LISTEN 16
 
 /**
  * ChardevTransfer:
  *
  * A connection on its way from one chardev to another. It owns its file
- * descriptors, and travels in a migration stream as
- * &vmstate_chardev_transfer. To be embedded by value. All zeroes are an empty
- * one, too.
+ * descriptors. A migration stream contains it as &vmstate_chardev_transfer.
+ * Embed it by value. A ChardevTransfer that is all zeroes is empty, like one
+ * that qemu_chr_transfer_init() has initialized.
  */
 typedef struct ChardevTransfer {
-    /* the connection was accepted, not made, and its listener comes along */
+    /* true: a server accepted the connection, and hands its listener over */
     bool is_server;
     bool is_tn3270;
-    /* where the server is in a telnet command, 0 if it speaks no telnet */
+    /* state of the server's parser of telnet commands, 0 without telnet */
     uint8_t telnet;
-    /* how many of @fds there are, 0 if empty */
+    /* number of valid elements of @fds, 0 if empty */
     uint16_t num_fds;
-    /* the connection, then the listening sockets; -1 in the rest */
+    /* the connection, then the listening sockets; unused elements are -1 */
     int32_t fds[1 + CHARDEV_TRANSFER_MAX_LISTEN];
 } ChardevTransfer;
 
 /**
  * qemu_chr_transfer_init:
- * @t: memory of any content
+ * @t: the transfer, whose memory need not be initialized
  *
  * Make @t an empty transfer.
  */
@@ -44,24 +44,26 @@ void qemu_chr_transfer_init(ChardevTransfer *t);
  * qemu_chr_transfer_clear:
  * @t: a transfer, which may be empty
  *
- * Close the descriptors that @t holds and make it empty. They are closed, and
- * nothing else: another process that has received them goes on using the
- * connection and the listening sockets, and the path of a UNIX socket stays.
+ * Close the descriptors that @t holds and make it empty. This does not shut
+ * the sockets down and does not unlink the path of a UNIX socket: another
+ * process that has received the descriptors can still use the connection and
+ * the listening sockets.
  */
 void qemu_chr_transfer_clear(ChardevTransfer *t);
 
 /**
  * qemu_chr_transfer_check:
  * @chr: any chardev
- * @errp: pointer to a NULL-initialised error object
+ * @errp: pointer to a NULL-initialized error object
  *
- * Find out whether the connection of @chr can be handed over as it is now. A
- * later qemu_chr_transfer_detach() may fail all the same, if the state of the
- * connection changes in between.
+ * Check whether the connection of @chr can be handed over now. A later
+ * qemu_chr_transfer_detach() can still fail if the state of the connection
+ * has changed since this check.
  *
  * To be called with the BQL held.
  *
- * Returns: true if so, false with the reason in @errp if not
+ * Returns: true if the connection can be handed over; false with the reason
+ *          in @errp otherwise
  */
 bool qemu_chr_transfer_check(Chardev *chr, Error **errp);
 
@@ -69,50 +71,53 @@ bool qemu_chr_transfer_check(Chardev *chr, Error **errp);
  * qemu_chr_transfer_detach:
  * @chr: the chardev that gives its connection away
  * @t: an empty transfer
- * @errp: pointer to a NULL-initialised error object
+ * @errp: pointer to a NULL-initialized error object
  *
- * Take the connection, and the listening sockets of a server, out of @chr and
- * into @t. Nothing is sent, the peer sees nothing of it.
+ * Move the connection, and the listening sockets of a server, from @chr to
+ * @t. Nothing is sent, so the peer does not notice.
  *
- * From then on @chr is silent. The front end gets no event and no data,
- * writing fails, nothing is accepted, and @chr does not connect again:
- * qemu_chr_connect() fails. This ends when qemu_chr_transfer_attach() gives
- * the connection back, or with the life of @chr, which leaves the path of a
- * listening UNIX socket alone. yank does not reach the connection while it
- * is in @t.
+ * Afterwards @chr is silent: the front end gets no events and no data, writes
+ * fail, no client is accepted, and @chr does not connect again, so that
+ * qemu_chr_connect() fails. Only qemu_chr_transfer_attach() with the same
+ * connection ends this state. If @chr is deleted in this state, it does not
+ * unlink the path of its listening UNIX socket. yank does not reach the
+ * connection while it is in @t.
  *
- * A front end that has added watches with qemu_chr_fe_add_watch() must have
- * removed them.
+ * The front end must have removed all watches that it added with
+ * qemu_chr_fe_add_watch().
  *
  * To be called with the BQL held, from any thread. Takes chr_write_lock.
  *
  * Returns: true on success; false with @errp set if the connection cannot be
- *          handed over, see qemu_chr_transfer_check(). @chr is as before then,
- *          and @t is empty.
+ *          handed over, see qemu_chr_transfer_check(). On failure @chr is
+ *          unchanged and @t is empty.
  */
 bool qemu_chr_transfer_detach(Chardev *chr, ChardevTransfer *t, Error **errp);
 
 /**
  * qemu_chr_transfer_attach:
- * @chr: the chardev that takes the connection over: one that is postponed, or
- *       a server that waits for a client, or the very one that gave it away
+ * @chr: the chardev that takes the connection over: a client whose connecting
+ *       is postponed, a server that waits for a client, or the chardev from
+ *       which the connection was detached
  * @t: the transfer that holds the connection
- * @errp: pointer to a NULL-initialised error object
+ * @errp: pointer to a NULL-initialized error object
  *
- * Make the connection in @t that of @chr. The front end sees CHR_EVENT_OPENED
- * before this returns, as when @chr connects. From then on @chr behaves as if
- * it had made the connection itself; it is not postponed any more, and
- * reconnect-ms works.
+ * Make the connection in @t the connection of @chr. The front end gets
+ * CHR_EVENT_OPENED before this function returns, as it does when @chr
+ * connects. Afterwards @chr behaves as if it had made the connection itself:
+ * connecting is no longer postponed, and reconnect-ms works.
  *
- * @chr must be such as could have made the connection: client or server, unix,
- * inet or vsock, raw or telnet. Its address may be another one; a server
- * takes on the address of the listening socket that it gets. If @chr listens
- * already, it keeps its own listening socket, and that in @t is closed.
+ * @chr and the chardev from which the connection was detached must both be
+ * clients or both be servers, use the same address family (unix, inet or
+ * vsock), and both use telnet or tn3270 or neither. Their addresses may
+ * differ; a server gets the address of the listening socket in @t. If @chr
+ * listens already, it keeps its own listening socket, and the listening
+ * sockets in @t are closed.
  *
  * To be called with the BQL held, from any thread, without chr_write_lock.
  *
- * Returns: true on success, and @t is empty; false with @errp set on failure,
- *          and both @chr and @t are as before
+ * Returns: true on success, then @t is empty; false with @errp set on
+ *          failure, then both @chr and @t are unchanged
  */
 bool qemu_chr_transfer_attach(Chardev *chr, ChardevTransfer *t, Error **errp);
 
@@ -120,38 +125,41 @@ bool qemu_chr_transfer_attach(Chardev *chr, ChardevTransfer *t, Error **errp);
  * qemu_chr_transfer_settle:
  * @chr: a chardev that has taken a connection over
  *
- * The connection belongs to @chr for good. The process that gave it away may
- * have a copy until it ends; when @chr ends the connection, it ends for all.
+ * Let @chr own the connection for good. The process that gave it away may
+ * keep a copy of the socket until it exits. So when @chr disconnects, it shuts
+ * the socket down, which ends the connection for both processes.
  */
 void qemu_chr_transfer_settle(Chardev *chr);
 
 /**
  * qemu_chr_transfer_hold_off:
- * @chr: a chardev whose connection was lost; called at CHR_EVENT_CLOSED
+ * @chr: a chardev whose connection was lost
  *
- * Let @chr not connect again by itself until qemu_chr_transfer_go_on(): its
- * connection was attached, but is that of another QEMU still.
+ * Prevent @chr from reconnecting until qemu_chr_transfer_go_on() is called,
+ * because the lost connection had been attached but another QEMU may still
+ * own it. To be called when the front end gets CHR_EVENT_CLOSED.
  */
 void qemu_chr_transfer_hold_off(Chardev *chr);
 
 /**
  * qemu_chr_transfer_go_on:
  * @chr: a chardev after qemu_chr_transfer_hold_off()
- * @errp: pointer to a NULL-initialised error object
+ * @errp: pointer to a NULL-initialized error object
  *
  * Let @chr connect again, if it has reconnect-ms. To be called with the BQL
- * held, from the thread of the main loop; does not wait for the peer.
+ * held, from the thread of the main loop. Does not wait for the peer.
  *
  * Returns: true on success; false with @errp set on failure
  */
 bool qemu_chr_transfer_go_on(Chardev *chr, Error **errp);
 
 /*
- * State of a ChardevTransfer, to be sent over a UNIX socket. Sending leaves
- * the descriptors with the sender, for it to close or to attach again. Sending
- * an empty transfer is an error. The receiver's must have been initialised;
- * what it holds is closed first. Whether loading succeeds or fails,
- * qemu_chr_transfer_clear() leaves nothing behind.
+ * The state of a ChardevTransfer, to be sent over a UNIX socket. After saving,
+ * the sender still has the descriptors, and must close them or attach the
+ * connection again. Saving an empty transfer is an error. Before loading, the
+ * receiver's ChardevTransfer must be initialized; loading first closes the
+ * descriptors that it holds. Whether loading succeeds or fails,
+ * qemu_chr_transfer_clear() closes all descriptors that were received.
  */
 extern const VMStateDescription vmstate_chardev_transfer;
 

@@ -1,15 +1,16 @@
 /*
  * Backend-transfer: which devices hand their live back-ends over in a
- * migration, and which QEMU owns these
+ * migration, and which QEMU owns these back-ends
  *
  * A device whose back-end can be handed over registers a BackendTransfer.
- * With migration parameter "backend-transfer" on, its state in the migration
- * stream includes the connection to the back-end, so that source and
- * destination both have it. Only one of them may use it: the owner. That is
- * the source until it saves its state. From then on nobody is, and whoever
- * starts the VM first becomes the owner, once and for all. So the source can
- * take the VM back if, and only if, the destination never started it, however
- * the destination failed.
+ * With migration parameter "backend-transfer" on, the device's state in the
+ * migration stream includes the connection to the back-end. So both source
+ * and destination have the connection, but only the owner may use it. The
+ * source is the owner until it saves its state. From then on there is no
+ * owner, until one of the two QEMUs starts the VM: this QEMU becomes the
+ * owner, once and for all. Therefore the source can take the VM back if, and
+ * only if, the destination never started it. It does not matter how the
+ * destination failed.
  *
  * All functions and callbacks are called with the BQL held.
  *
@@ -26,36 +27,35 @@
 typedef struct BackendTransfer BackendTransfer;
 
 /**
- * BackendTransferOps: what a device does in each step of a migration
- *
- * Callbacks must not add or remove any BackendTransfer.
- *
- * @check: May this VM migrate, as far as this device is concerned? With the
- *         parameter on: can its back-end be handed over? With it off: can the
- *         device migrate without? Called on the source by command "migrate",
- *         and again when the migration channel is connected, in either case
- *         before anything is touched. Returns false with @errp set to refuse
- *         the migration. Optional.
- * @connect: Connect to the back-end now, because the incoming migration starts
- *           with the parameter off. Returns true if the device is connected,
- *           also if it was before; else false with @errp set, and it may be
- *           called again. Optional.
- * @arrived: All of the VM was loaded, with the parameter on: did the back-end
- *           come? Returns false with @errp set if it did not, and the
- *           migration fails. Optional.
+ * BackendTransferOps:
+ * @check: Check whether the device can migrate now. With the parameter on, its
+ *         back-end must be one that can be handed over. Called on the source
+ *         by command "migrate", and again when the migration channel is
+ *         connected, both times before the migration changes anything.
+ *         Returns false with @errp set to refuse the migration.
+ * @connect: Connect to the back-end, because the incoming migration starts
+ *           with the parameter off. Returns true if the device is connected
+ *           now, even if it was connected before. Otherwise returns false with
+ *           @errp set, and may be called again.
+ * @arrived: Check that the connection to the back-end was received, after the
+ *           whole VM was loaded with the parameter on. Returns false with
+ *           @errp set if it was not; the migration then fails.
  * @incoming_failed: The incoming migration failed, and this QEMU will never
- *                   run the VM: close what was loaded, without a word to the
- *                   back-end, nor shutdown(2), which ends the source's
- *                   connection, too. The source learns of the failure only
- *                   after this returned. Optional.
+ *                   run the VM. Close everything that was loaded. Send nothing
+ *                   to the back-end and do not call shutdown(2), because the
+ *                   source shares the connection. The source learns of the
+ *                   failure only after this callback has returned.
  * @outgoing_failed: The outgoing migration failed or was cancelled, and this
  *                   QEMU owns the back-end. The VM may be running again
- *                   already, or stay paused. Optional.
- * @claimed: This QEMU owns the back-end. Called before each start of the VM,
- *           when its images can be used, whether there was a migration or not,
- *           so mostly there is nothing to do. Returns false with @errp set if
- *           the VM cannot start with this back-end; the VM then stays paused,
- *           and this is called again by the next "cont". Optional.
+ *                   already, or it may stay paused.
+ * @claimed: This QEMU owns the back-end, and the VM's images can be used.
+ *           Called before each start of the VM, even without any migration,
+ *           so there is often nothing to do. Returns false with @errp set if
+ *           the VM cannot start with this back-end. The VM then stays paused,
+ *           and the next "cont" calls this again.
+ *
+ * What a device does in each step of a migration. All callbacks are optional.
+ * They must not add or remove any BackendTransfer.
  */
 typedef struct BackendTransferOps {
     bool (*check)(BackendTransfer *bt, Error **errp);
@@ -67,10 +67,12 @@ typedef struct BackendTransferOps {
 } BackendTransferOps;
 
 /**
- * BackendTransfer: a device that takes part; embedded in the device's state
- *
+ * BackendTransfer:
  * @ops: set by the device before backend_transfer_add()
  * @next: private
+ *
+ * A device that takes part in backend-transfer; embedded in the device's
+ * state.
  */
 struct BackendTransfer {
     const BackendTransferOps *ops;
@@ -78,138 +80,154 @@ struct BackendTransfer {
 };
 
 /**
- * backend_transfer_init: Register the migration notifier.
+ * backend_transfer_init:
  *
- * Called once, when the migration object is created.
+ * Register the migration notifier. Called once, when the migration object is
+ * created.
  */
 void backend_transfer_init(void);
 
 /**
- * backend_transfer_add: Let a device take part in migrations.
+ * backend_transfer_add:
+ * @bt: the device; must stay valid until backend_transfer_remove()
  *
- * @bt: the device; remains its caller's, and must stay valid until
- *      backend_transfer_remove()
+ * Let a device take part in migrations. The caller keeps the ownership of @bt.
  */
 void backend_transfer_add(BackendTransfer *bt);
 
 /**
- * backend_transfer_remove: Undo backend_transfer_add().
- *
+ * backend_transfer_remove:
  * @bt: the device
+ *
+ * Undo backend_transfer_add().
  */
 void backend_transfer_remove(BackendTransfer *bt);
 
 /**
- * backend_transfer_waits: Shall a device realize without its back-end?
+ * backend_transfer_waits:
  *
- * Returns: true in a QEMU that waits for an incoming migration, as long as
- * the back-end may come with the migration stream: until the incoming
- * migration starts, and also then if it starts with the parameter on.
+ * Check whether a device must be realized without its back-end, because the
+ * migration stream may contain the connection. This is so in a QEMU that waits
+ * for an incoming migration: until the migration starts, and afterwards if it
+ * has started with the parameter on.
+ *
+ * Returns: true if devices must be realized without their back-ends
  */
 bool backend_transfer_waits(void);
 
 /**
- * backend_transfer_outgoing: Does this QEMU hand its back-ends over just now?
+ * backend_transfer_outgoing:
  *
- * Returns: true while an outgoing migration with the parameter on is under
- * way: from notification MIG_EVENT_PRECOPY_SETUP to MIG_EVENT_PRECOPY_DONE or
- * MIG_EVENT_PRECOPY_FAILED. Snapshots are no migration.
+ * Check whether an outgoing migration with the parameter on is under way. It
+ * is from notification MIG_EVENT_PRECOPY_SETUP to MIG_EVENT_PRECOPY_DONE or
+ * MIG_EVENT_PRECOPY_FAILED. Snapshots are not migrations.
+ *
+ * Returns: true if this QEMU is handing its back-ends over
  */
 bool backend_transfer_outgoing(void);
 
 /**
- * backend_transfer_check: May the VM migrate to @addr?
+ * backend_transfer_check:
+ * @addr: the address of the main channel
+ * @errp: pointer to a NULL-initialized error object
  *
- * Called by command "migrate" before anything is touched.
+ * Check whether the VM may migrate to @addr. Called by command "migrate"
+ * before it changes anything.
  *
- * @addr: the main channel's address
- * @errp: the first reason to refuse
- *
- * Returns: true if neither the parameter nor a device forbids the migration.
+ * Returns: true if neither the parameter nor a device forbids the migration;
+ *          false with the first reason in @errp otherwise
  */
 bool backend_transfer_check(MigrationAddress *addr, Error **errp);
 
 /**
- * backend_transfer_check_channel: Can @ioc carry what shall be handed over?
- *
- * For channels that an address tells too little about.
- *
+ * backend_transfer_check_channel:
  * @ioc: the main channel, not yet used
- * @errp: why it cannot
+ * @errp: pointer to a NULL-initialized error object
  *
- * Returns: true if @ioc passes file descriptors, or the parameter is off.
+ * Check whether @ioc can carry the file descriptors of back-ends. Needed where
+ * the address does not tell the type of the channel, as with "fd:".
+ *
+ * Returns: true if @ioc passes file descriptors or the parameter is off; false
+ *          with @errp set otherwise
  */
 bool backend_transfer_check_channel(QIOChannel *ioc, Error **errp);
 
 /**
- * backend_transfer_incoming_start: Start to wait for a migration from @addr.
+ * backend_transfer_incoming_start:
+ * @addr: the address of the main channel
+ * @errp: pointer to a NULL-initialized error object
  *
- * With the parameter off, this connects all devices to their back-ends.
- * The parameter has no effect on this migration if it is changed later. May
- * be called again after a failure. Does nothing when postcopy recovers.
+ * Prepare for a migration from @addr. With the parameter off, this connects
+ * all devices to their back-ends. Later changes of the parameter have no
+ * effect on this migration. May be called again after a failure. Does nothing
+ * when postcopy recovers.
  *
- * @addr: the main channel's address
- * @errp: why the migration cannot be started
- *
- * Returns: true on success
+ * Returns: true on success; false with @errp set if the migration cannot start
  */
 bool backend_transfer_incoming_start(MigrationAddress *addr, Error **errp);
 
 /**
- * backend_transfer_incoming_check: Is what was loaded complete?
+ * backend_transfer_incoming_check:
+ * @errp: pointer to a NULL-initialized error object
  *
- * @errp: what is missing
+ * Check whether all connections to back-ends were received.
  *
- * Returns: false if the parameter is on here but was off on the source, or if
- * a device waits for a back-end that did not come.
+ * Returns: false with @errp set if the parameter is on here but was off on the
+ *          source, or if the stream contained no connection for a device that
+ *          waits for one; true otherwise
  */
 bool backend_transfer_incoming_check(Error **errp);
 
 /**
- * backend_transfer_set_error: Say why the migration fails.
+ * backend_transfer_set_error:
+ * @err: the reason; the caller keeps the ownership
  *
- * For a device in the middle of its state, which migration only knows to have
- * failed. "query-migrate" reports the first error that was set.
- *
- * @err: the reason; remains the caller's
+ * Record why the migration fails. To be called by a device that fails while
+ * its state is saved or loaded, where the migration core does not get the
+ * reason. "query-migrate" reports the first error that was recorded.
  */
 void backend_transfer_set_error(const Error *err);
 
 /**
- * backend_transfer_incoming_failed: Let go of all that was loaded.
+ * backend_transfer_incoming_failed:
  *
- * Called before the source can learn that the incoming migration failed.
+ * Close all connections that were loaded. Called before the source can learn
+ * that the incoming migration failed.
  */
 void backend_transfer_incoming_failed(void);
 
 /**
- * backend_transfer_claim: Become the owner, if nobody else is.
+ * backend_transfer_claim:
+ * @errp: pointer to a NULL-initialized error object
  *
- * Called before each start of the VM. If there was no migration with the
- * parameter on, this QEMU is the owner already. Then either
- * backend_transfer_claimed() or backend_transfer_disclaim() must be called.
+ * Become the owner, unless another QEMU is the owner. Called before each start
+ * of the VM. If there was no migration with the parameter on, this QEMU is
+ * the owner already. On success, backend_transfer_claimed() or
+ * backend_transfer_disclaim() must be called next.
  *
- * @errp: why the VM cannot be started here
- *
- * Returns: true if this QEMU is the owner.
+ * Returns: true if this QEMU is the owner; false with @errp set if the VM
+ *          cannot be started here
  */
 bool backend_transfer_claim(Error **errp);
 
 /**
- * backend_transfer_claimed: The VM's images can be used; get the devices ready.
+ * backend_transfer_claimed:
+ * @errp: pointer to a NULL-initialized error object
  *
- * @errp: why the VM cannot be started here
+ * Get all devices ready to start, now that the VM's images can be used.
  *
- * Returns: true if all devices are ready. If not, this QEMU stays the owner.
+ * Returns: true if all devices are ready; false with @errp set if the VM
+ *          cannot be started here. This QEMU then stays the owner.
  */
 bool backend_transfer_claimed(Error **errp);
 
 /**
- * backend_transfer_disclaim: The VM cannot be started here now.
+ * backend_transfer_disclaim:
  *
- * If this QEMU became the owner by the last backend_transfer_claim(), nobody is
- * the owner again: whoever can start the VM becomes it.
+ * Called if the VM cannot be started here now. If this QEMU became the owner
+ * by the last backend_transfer_claim(), it gives the ownership up, so that
+ * either QEMU can claim it again.
  */
 void backend_transfer_disclaim(void);
 
-#endif
+#endif /* MIGRATION_BACKEND_TRANSFER_H */

@@ -5,6 +5,7 @@ Tests of what live-update refuses of a command line, or changes in it
 They are unit tests: no QEMU is needed.
 """
 import asyncio
+import json
 import math
 import tempfile
 import unittest
@@ -12,17 +13,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, cast
 
-from qemu.live_update.blocks import limits_given
-from qemu.live_update.cmdline import CommandLine, Option
-from qemu.live_update.confinement import Confinement
 from qemu.live_update.error import Refused
-from qemu.live_update.memory import COPY, choose_copy, free_memory, group_room
+from qemu.live_update.host.confinement import Confinement
+from qemu.live_update.vm.blocks import limits_given
+from qemu.live_update.vm.cmdline import CommandLine, Option
+from qemu.live_update.vm.devices import (Device, DeviceOptions, devices,
+                                         property_kind)
+from qemu.live_update.vm.memory import (COPY, choose_copy, free_memory,
+                                        group_room)
 
 
 def renamed(words: List[str]) -> List[str]:
     """Give private names to all files; "x" becomes "NEW/x"."""
     options = CommandLine.parse(words)
-    options.rename(lambda path: f'NEW/{path}', ())
+    options.rename_files(lambda path: f'NEW/{path}', ())
     return options.words()
 
 
@@ -108,10 +112,152 @@ class Options(unittest.TestCase):
         options = CommandLine.parse([
             '-object', 'secret,id=s', '-drive', 'file.key-secret=s,id=d',
             '-device', '{"driver":"x","a":[{"iothread":"t"}]}'])
-        self.assertEqual([option.name for option in options.naming('s')],
-                         ['drive'])
-        self.assertEqual([option.name for option in options.naming('t')],
-                         ['device'])
+        for name, kind in ('s', 'drive'), ('t', 'device'):
+            self.assertEqual([option.name for option
+                              in options.referring_to(name)], [kind])
+
+
+class FakeMonitor:
+    """
+    A monitor of a QEMU that has some objects.
+
+    values: of properties, by the path of the object and the name
+    types: the properties of each device type
+    """
+    def __init__(self, values: Dict[str, Dict[str, Any]],
+                 types: Dict[str, Dict[str, Any]]) -> None:
+        self.values = values
+        self.types = types
+
+    async def get(self, path: str, name: str) -> Any:
+        """The value of a property."""
+        return self.values.get(path, {}).get(name)
+
+    async def children(self, path: str) -> Dict[str, str]:
+        """The types of the children of an object."""
+        return {child.rpartition('/')[2]: values['type']
+                for child, values in self.values.items()
+                if child.rpartition('/')[0] == path}
+
+    async def properties(self, driver: str) -> Any:
+        """The properties of a device type."""
+        return self.types.get(driver)
+
+    async def chardevs(self) -> Dict[str, Any]:
+        """All chardevs."""
+        return {name: {'filename': 'unix:s'}
+                for name in await self.children('/chardevs')}
+
+    async def ask(self, command: str, **_: object) -> Any:
+        """The answer of other commands."""
+        members = [{'name': 'thread-pool-max'}]
+        return {'human-monitor-command': '', 'query-qmp-schema': [
+            {'name': 'object-add', 'arg-type': '1'},
+            {'name': '1', 'variants': [{'case': 'iothread', 'type': '2'}]},
+            {'name': '2', 'members': members}]}.get(command, [])
+
+
+class Properties(unittest.TestCase):
+    """Properties of devices that were plugged"""
+
+    MAPPING = 'IOThreadVirtQueueMappingList'
+    TYPES: Dict[str, Dict[str, Any]] = {'disk': {
+        'logical': {'type': 'uint32', 'default-value': 512},
+        'size': {'type': 'uint32', 'default-value': 1},
+        'serial': {'type': 'str'},
+        'empty': {'type': 'str'},
+        'bootindex': {'type': 'int32'},
+        'realized': {'type': 'bool'},
+        'chardev': {'type': 'str'},
+        'iothread': {'type': 'link<iothread>'},
+        'rng': {'type': 'link<rng-backend>'},
+        'parent_bus': {'type': 'link<bus>'},
+        'child': {'type': 'link<device>'},
+        'map': {'type': MAPPING}}}
+
+    def test_kinds(self) -> None:
+        """What becomes of a property depends on its name and type."""
+        kinds = {name: property_kind(name, item)
+                 for name, item in self.TYPES['disk'].items()}
+        self.assertEqual(kinds, {
+            'logical': 'plain', 'size': 'plain', 'serial': 'plain',
+            'empty': 'plain', 'bootindex': 'plain', 'realized': 'skip',
+            'chardev': 'link', 'iothread': 'link', 'rng': 'link',
+            'parent_bus': 'link', 'child': 'link', 'map': 'mapping'})
+
+    def follow(self, words: List[str], **values: Any) -> List[Any]:
+        """The options of a VM with a disk that has these values."""
+        path = '/machine/peripheral/d'
+        monitor: Any = FakeMonitor({
+            path: {'type': 'disk', 'hotplugged': True, **values},
+            '/objects/t': {'type': 'iothread', 'thread-pool-max': 8},
+            '/objects/u': {'type': 'iothread'},
+            '/chardevs/c': {'type': 'chardev-socket', 'reconnect-ms': 0,
+                            'addr': {'type': 'unix', 'path': 's'}},
+        }, self.TYPES)
+
+        async def work() -> CommandLine:
+            options = CommandLine.parse(words)
+            await DeviceOptions(monitor, options).follow(
+                await devices(monitor))
+            return options
+
+        return [(option.name, json.loads(option.value)
+                 if option.value.startswith('{') else option.value)
+                for option in asyncio.run(work())]
+
+    def test_plain(self) -> None:
+        """Values that are not the default are passed on."""
+        self.assertEqual(
+            self.follow([], parent_bus='/machine/pci/bus.0', size=2,
+                        logical=512, serial='x', empty='', bootindex=1,
+                        realized=True),
+            [('device', {'driver': 'disk', 'id': 'd', 'bus': 'bus.0',
+                         'size': 2, 'serial': 'x', 'bootindex': 1})])
+
+    def test_links(self) -> None:
+        """What a device needs is created before it."""
+        self.assertEqual(
+            self.follow([], iothread='/objects/t', chardev='c',
+                        map=[{'iothread': 'u'}]),
+            [('chardev', 'socket,id=c,path=s'),
+             ('object', {'qom-type': 'iothread', 'id': 't',
+                         'thread-pool-max': 8}),
+             ('object', {'qom-type': 'iothread', 'id': 'u'}),
+             ('device', {'driver': 'disk', 'id': 'd', 'chardev': 'c',
+                         'iothread': 't', 'map': [{'iothread': 'u'}]})])
+        words = ['-object', 'iothread,id=t', '-device', 'gone,id=gone']
+        self.assertEqual(
+            self.follow(words, iothread='/objects/t'),
+            [('object', 'iothread,id=t'),
+             ('device', {'driver': 'disk', 'id': 'd', 'iothread': 't'})])
+
+    def test_parts(self) -> None:
+        """Links to parts of the device are left out, others refused."""
+        self.assertEqual(
+            self.follow([], child='/machine/peripheral/d/part',
+                        rng='/machine/unattached/rng'),
+            [('device', {'driver': 'disk', 'id': 'd'})])
+        with self.assertRaisesRegex(Refused, 'child=/machine/peripheral/e'):
+            self.follow([], child='/machine/peripheral/e')
+
+    def test_order(self) -> None:
+        """A bus is created before the device that is plugged into it."""
+        def device(name: str, bus: str) -> Device:
+            return Device(f'/machine/peripheral/{name}', 'x', True, bus, '')
+
+        monitor: Any = FakeMonitor({}, {})
+        options = CommandLine()
+        current = DeviceOptions(monitor, options)
+        found = [device('disk', 'hub.0'), device('hub', 'usb-bus')]
+        asyncio.run(current.follow({item.path: item for item in found}))
+        self.assertEqual([option.id for option in options], ['hub', 'disk'])
+        self.assertEqual(current.changes, ["'hub' was plugged",
+                                           "'disk' was plugged"])
+        with self.assertRaisesRegex(Refused, 'without an id'):
+            asyncio.run(DeviceOptions(monitor, CommandLine()).follow({
+                'x': Device('/machine/peripheral-anon/device[0]', 'x', True,
+                            '', '')}))
 
 
 class Limits(unittest.TestCase):

@@ -14,22 +14,22 @@
 
 #define TIMEOUT_S 60
 
-/* The section in the stream that has the token of ownership */
+/* The section of the stream that contains the token of ownership */
 #define SECTION "backend-transfer"
 
-/* In the test's folder, if the test has one */
+/* The name of an image in the test's folder */
 #define IMAGE "image"
 
-/* A part of the errors that say so */
+/* Parts of the errors of a QEMU that is not the owner, and of a mismatch */
 #define NOT_OWNER "handed over to another QEMU"
 #define DIFFERS   "on both sides"
 
 typedef struct Fixture {
     char *dir;
-    char *path;             /* where a destination listens, or the test */
+    char *path;             /* where the destination or the test listens */
     char *uri;
     GPtrArray *vms;
-    int listener;           /* the test as destination */
+    int listener;           /* of the test when it acts as destination */
 } Fixture;
 
 /*
@@ -56,7 +56,7 @@ static void vm_kill(Fixture *f, QTestState *vm)
     g_ptr_array_remove(f->vms, vm);
 }
 
-/* What qtest_quit() does is a SIGTERM */
+/* qtest_quit() sends SIGTERM. */
 static void vm_free(void *vm)
 {
     qtest_quit(vm);
@@ -68,7 +68,7 @@ static void set_parameter(QTestState *vm, bool on)
                              " 'arguments': { 'backend-transfer': %i } }", on);
 }
 
-/* Returns false if this QEMU or this host does not have @capability */
+/* Returns false if this QEMU or this host does not support @capability. */
 static bool set_capability(QTestState *vm, const char *capability, bool on)
 {
     g_autoptr(QDict) resp = NULL;
@@ -88,7 +88,7 @@ static bool get_parameter(QTestState *vm)
     return qdict_get_bool(params, "backend-transfer");
 }
 
-/* Returns "none" if there was no migration */
+/* Returns "none" if there was no migration. */
 static char *migration_status(QTestState *vm)
 {
     g_autoptr(QDict) info = NULL;
@@ -138,7 +138,7 @@ static void assert_run_state(QTestState *vm, const char *expected)
     g_assert_cmpstr(state, ==, expected);
 }
 
-/* @command has to fail, with an error that says @reason */
+/* @command must fail with an error that contains @reason. */
 static void assert_error(QTestState *vm, const char *command, QDict *args,
                          const char *reason)
 {
@@ -200,7 +200,7 @@ static void migrate(Fixture *f, QTestState *vm)
                              " { 'uri': %s } }", f->uri);
 }
 
-/* Returns the destination, which runs or is paused, as @options want */
+/* Returns the destination, which is running, or paused if @options has -S. */
 static QTestState *migrate_to_new(Fixture *f, QTestState *from,
                                   const char *options)
 {
@@ -214,7 +214,7 @@ static QTestState *migrate_to_new(Fixture *f, QTestState *from,
     return to;
 }
 
-/* The destination's own error is printed, but it also tells query-migrate */
+/* query-migrate of the destination must report an error with @reason. */
 static void assert_migration_failed(QTestState *vm, const char *reason)
 {
     g_autoptr(QDict) info = NULL;
@@ -228,12 +228,12 @@ static void assert_migration_failed(QTestState *vm, const char *reason)
 }
 
 /*
- * The test between source and destination
+ * The test in the place of the source or the destination
  */
 
 typedef struct Stream {
     GByteArray *data;
-    int fd;                 /* received with the byte before @fd_end */
+    int fd;                 /* was sent along with the byte before @fd_end */
     guint fd_end;
 } Stream;
 
@@ -307,7 +307,7 @@ static Stream *stream_new(void)
     return s;
 }
 
-/* Append what is there. Returns false at the end of the stream. */
+/* Receive more of the stream. Returns false at its end. */
 static bool stream_receive(Stream *s, int sock)
 {
     char buf[4096], control[CMSG_SPACE(sizeof(int))];
@@ -354,7 +354,7 @@ static void send_bytes(int sock, const guint8 *data, size_t len, int fd)
     g_assert_cmpint(sendmsg(sock, &msg, MSG_NOSIGNAL), ==, len);
 }
 
-/* Send the part from @start on, with @fd in the place of the one received */
+/* Send the stream from @start on, with @fd instead of the received fd. */
 static void stream_send(Stream *s, int sock, guint start, int fd)
 {
     const guint8 *data = s->data->data;
@@ -377,7 +377,7 @@ static bool stream_has_section(Stream *s)
     return memmem(s->data->data, s->data->len, SECTION, strlen(SECTION));
 }
 
-/* Migrate to the test. Returns what came. */
+/* Migrate to the test. Returns the stream. */
 static Stream *capture(Fixture *f, QTestState *vm)
 {
     Stream *s = stream_new();
@@ -480,7 +480,7 @@ static const char *const channels[] = {
     "file:/dev/null",
 };
 
-/* Nothing was touched: the VM runs, and has never seen a migration. */
+/* The VM runs, and no migration was started. */
 static void assert_untouched(QTestState *vm)
 {
     g_autofree char *status = migration_status(vm);
@@ -553,7 +553,7 @@ static void pass_fd(QTestState *vm, int fd)
     close(fd);
 }
 
-/* An fd: channel can be anything. What it is shows when it is used. */
+/* The type of an fd: channel is only known when the channel is used. */
 static void test_fd(Fixture *f, const void *data)
 {
     QTestState *from = new_source(f);
@@ -597,7 +597,7 @@ static void test_refuse_incoming(Fixture *f, const void *data)
     wait_run_state(to, "running");
 }
 
-/* Postcopy can also be asked for while the migration is under way */
+/* Postcopy must also be refused while the migration is under way. */
 static void test_refuse_start_postcopy(Fixture *f, const void *data)
 {
     QTestState *from = new_source(f);
@@ -646,7 +646,7 @@ static void test_stream_on(Fixture *f, const void *data)
     g_assert_true(stream_has_section(s));
     g_assert_cmpint(s->fd, >=, 0);
 
-    /* Only the test has the token, so the source can still take it */
+    /* The test has not read the token, so the source can still read it */
     cont(vm);
     g_assert_cmpint(eventfd_read(s->fd, &count), ==, -1);
     g_assert_cmpint(errno, ==, EAGAIN);
@@ -683,7 +683,7 @@ static int token_new(TokenKind kind)
     }
 }
 
-/* A destination whose token is not right does not run, and the source can. */
+/* A destination with a wrong token cannot run the VM, but the source can. */
 static void test_token(Fixture *f, const void *data)
 {
     TokenKind kind = GPOINTER_TO_INT(data);
@@ -721,7 +721,7 @@ static void test_token(Fixture *f, const void *data)
     }
 }
 
-/* However much of the stream arrives, one QEMU runs the VM in the end. */
+/* If the stream is cut off anywhere, the source can run the VM. */
 static void test_truncated(Fixture *f, const void *data)
 {
     QTestState *from = new_source(f);
@@ -769,7 +769,7 @@ static void test_completed(Fixture *f, const void *data)
     assert_cont_refused(from);
     cont(to);
 
-    /* Having run once is enough */
+    /* The destination stays the owner even if it is killed later */
     vm_kill(f, to);
     assert_cont_refused(from);
 }
@@ -808,7 +808,7 @@ static void test_started_later(Fixture *f, const void *data)
     assert_cont_refused(from);
 }
 
-/* A QEMU that never started the VM hands on what it may not use itself. */
+/* A QEMU that never started the VM passes the token on to the next one. */
 static void test_handed_on(Fixture *f, const void *data)
 {
     int starter = GPOINTER_TO_INT(data), i;
@@ -842,10 +842,10 @@ static void test_paused_source(Fixture *f, const void *data)
     assert_cont_refused(from);
 }
 
-/* Nobody may write to the image while the result is open */
+/* No process may write to the image while the returned file is open. */
 static int lock_image(const char *image)
 {
-    /* The bytes by which block/file-posix.c says what it does not share */
+    /* The bytes that block/file-posix.c locks for permissions not shared */
     const int64_t first = 200, n = 64;
     int fd = open(image, O_RDWR | O_CLOEXEC);
 
@@ -854,7 +854,7 @@ static int lock_image(const char *image)
     return fd;
 }
 
-/* A destination that cannot use its images leaves the VM to the source. */
+/* If the destination cannot use its images, the source can start the VM. */
 static void test_image_in_use(Fixture *f, const void *data)
 {
     bool back = GPOINTER_TO_INT(data);
@@ -884,7 +884,7 @@ static void test_image_in_use(Fixture *f, const void *data)
     assert_error(back ? to : from, "cont", qdict_new(), NOT_OWNER);
 }
 
-/* The destination can be talked to only when the source has started. */
+/* The destination serves its monitor only after the source has started. */
 static void test_cpr_transfer(Fixture *f, const void *data)
 {
     QTestState *from = new_source(f), *to;
@@ -915,7 +915,7 @@ static void test_cpr_transfer(Fixture *f, const void *data)
                          "   'path': %s } } ] } }", f->path, cpr);
         started = qdict_haskey(resp, "return");
         if (!started) {
-            g_usleep(1000);             /* nobody listens yet */
+            g_usleep(1000);             /* "to" does not listen yet */
         }
     }
     qtest_connect(to);
@@ -930,7 +930,7 @@ static void test_cpr_transfer(Fixture *f, const void *data)
  * Failures
  */
 
-/* The test is a destination that dies when it has got everything. */
+/* The test is a destination that dies when it has got the token. */
 static void test_lost_destination(Fixture *f, const void *data)
 {
     QTestState *from = new_source(f);
@@ -953,7 +953,7 @@ static void test_lost_destination(Fixture *f, const void *data)
     assert_cont_refused(from);
 }
 
-/* The source sees a failure, but the destination runs already. */
+/* The source sees a failure after the destination has started the VM. */
 static void test_failed_too_late(Fixture *f, const void *data)
 {
     QTestState *from = new_source(f);
@@ -1029,7 +1029,7 @@ static void test_one_side(Fixture *f, const void *data)
     assert_cont_refused(from);
 }
 
-/* What counts is the value at the start */
+/* Changes of the parameter have no effect on a migration under way. */
 static void test_changed_later(Fixture *f, const void *data)
 {
     QTestState *from = new_source(f);

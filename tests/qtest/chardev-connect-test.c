@@ -1,6 +1,6 @@
 /*
- * QTest testcase for the connecting of socket chardevs: when it happens, and
- * what QEMU does if it fails
+ * QTest testcase for socket chardevs: when they connect, and what QEMU does if
+ * connecting fails
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -16,7 +16,7 @@
 
 #define TIMEOUT_S 30
 
-/* Where the tests put the I/O ports of the pci-serial they plug */
+/* Where the tests map the I/O ports of the pci-serial that they plug */
 #define SERIAL_SLOT 8
 #define SERIAL_PORT 0xc000
 #define SERIAL_LSR  (SERIAL_PORT + 5)
@@ -31,7 +31,7 @@
 #define SERVER_WAIT "{ 'server': true, 'wait': true }"
 
 /*
- * Peers: sockets of the test's that chardevs connect to, or are connected to
+ * Peers: the test's sockets, which are servers or clients of chardevs
  */
 
 typedef enum PeerType {
@@ -45,7 +45,7 @@ typedef struct Peer {
     char *name;             /* path, abstract name, or port */
     struct sockaddr_storage addr;
     socklen_t addrlen;
-    int listener;           /* bound from peer_bind() on, not yet listening */
+    int listener;           /* peer_bind() binds it, peer_listen() listens */
     int fd;                 /* the connection */
 } Peer;
 
@@ -76,7 +76,7 @@ static void peer_free(void *data)
     g_free(p);
 }
 
-/* Pick an address that nobody uses; peer_bind() makes it the test's own */
+/* Pick an unused address. It is not reserved before peer_bind(). */
 static Peer *peer_new(Fixture *f, PeerType type)
 {
     Peer *p = g_new0(Peer, 1);
@@ -107,7 +107,7 @@ static Peer *peer_new(Fixture *f, PeerType type)
     return p;
 }
 
-/* Own the address, but refuse connections until peer_listen() */
+/* Bind to the address, but refuse connections until peer_listen(). */
 static void peer_bind(Peer *p)
 {
     struct sockaddr_in *in = (struct sockaddr_in *)&p->addr;
@@ -152,7 +152,7 @@ static void peer_accept(Peer *p)
     g_assert_cmpint(p->fd, >=, 0);
 }
 
-/* Connect to a server of QEMU's, which must be listening already */
+/* Connect to a server chardev, which must be listening already. */
 static void peer_connect(Peer *p)
 {
     p->fd = socket(p->addr.ss_family, SOCK_STREAM, 0);
@@ -183,7 +183,7 @@ static void peer_assert_closed(Peer *p)
     g_assert_cmpint(read(p->fd, &c, 1), ==, 0);
 }
 
-/* A ChardevBackend for @p with @options */
+/* Returns a ChardevBackend for @p with @options. */
 static QDict *backend(Peer *p, const char *options)
 {
     QDict *data = qobject_to(QDict, qobject_from_json(options, &error_abort));
@@ -205,7 +205,7 @@ static QDict *backend(Peer *p, const char *options)
 }
 
 /*
- * Chardevs and front-ends
+ * Chardevs and front ends
  */
 
 static void chardev_add(Fixture *f, const char *id, Peer *p,
@@ -224,7 +224,7 @@ static void chardev_change(Fixture *f, const char *id, Peer *p,
                              id, backend(p, options));
 }
 
-/* The string @key of what query-chardev tells about @id, NULL if none */
+/* Returns the string @key in query-chardev's result for @id, or NULL. */
 static char *chardev_query(Fixture *f, const char *id, const char *key)
 {
     g_autoptr(QDict) resp = NULL;
@@ -271,7 +271,7 @@ static void chardev_remove(Fixture *f, const char *id)
     g_assert_null(label);
 }
 
-/* @message must tell the user which chardev failed, and the peer's address */
+/* @message must contain the chardev's id and the peer's address. */
 static void assert_blames(const char *message, const char *id, Peer *p)
 {
     g_autofree char *quoted_id = g_strdup_printf("'%s'", id);
@@ -281,7 +281,7 @@ static void assert_blames(const char *message, const char *id, Peer *p)
     g_assert_nonnull(strstr(message, p->name));
 }
 
-/* Execute @command, which has to fail. Returns the error's description. */
+/* Execute @command, which must fail. Returns the error's description. */
 static char *command_error(Fixture *f, const char *command, QDict *args)
 {
     g_autoptr(QDict) err = NULL;
@@ -320,7 +320,7 @@ static void serial_add(Fixture *f, const char *chardev)
     serial_map(f);
 }
 
-/* Pass a byte between the pci-serial and the peer in each direction */
+/* Pass a byte in each direction between the pci-serial and the peer. */
 static void assert_data(Fixture *f, Peer *p)
 {
     static char out = 'A', in = 'a';
@@ -350,13 +350,13 @@ static void device_del_pci(Fixture *f, const char *id, int slot)
     while (!deleted) {
         g_autoptr(QDict) event = NULL;
 
-        /* There is another one for the virtio device in a virtio-*-pci */
+        /* Ignore the event of the virtio device in a virtio-*-pci */
         event = qtest_qmp_eventwait_ref(f->qts, "DEVICE_DELETED");
         deleted = qdict_haskey(qdict_get_qdict(event, "data"), "device");
     }
 }
 
-/* Most devices let go of their chardev some time after DEVICE_DELETED */
+/* Most devices release their chardev some time after DEVICE_DELETED. */
 static void execute_when_released(Fixture *f, const char *command, QDict *args)
 {
     gint64 end = g_get_monotonic_time() + TIMEOUT_S * G_USEC_PER_SEC;
@@ -428,7 +428,7 @@ static void setup(Fixture *f, const void *data)
                "wait=off");
 }
 
-/* The gdbstub wants an accelerator that can run a guest */
+/* The gdbstub needs an accelerator that can run a guest. */
 static void setup_tcg(Fixture *f, const void *data)
 {
     setup_with(f, "-accel tcg -S");
@@ -445,7 +445,7 @@ static void teardown(Fixture *f, const void *data)
 }
 
 /*
- * Clients, and a front-end that attaches
+ * Clients to which a front end attaches
  */
 
 typedef struct Attach {
@@ -453,7 +453,7 @@ typedef struct Attach {
     const char *type;       /* QOM type that the command needs */
     const char *command;
     const char *args;
-    bool needs_vhost;       /* the peer would have to speak vhost-user */
+    bool needs_vhost;       /* would need a peer that speaks vhost-user */
 } Attach;
 
 static const Attach attachments[] = {
@@ -510,7 +510,7 @@ static QDict *attach_args(const Attach *a)
     return qobject_to(QDict, qobject_from_json(a->args, &error_abort));
 }
 
-/* A front-end that cannot attach says why, and can attach later */
+/* Attaching fails with a reason while the peer is down, and works later. */
 static void test_attach(Fixture *f, const void *data)
 {
     const Attach *a = data;
@@ -541,7 +541,7 @@ static void test_attach(Fixture *f, const void *data)
     }
 }
 
-/* All of a client's life, for each kind of address */
+/* The life of a client, for each kind of address */
 static void test_client(Fixture *f, const void *data)
 {
     Peer *p = peer_new_bound(f, GPOINTER_TO_INT(data));
@@ -582,7 +582,7 @@ static void test_add_client(Fixture *f, const void *data)
         assert_state(f, "c0", "connected");
 
         if (i == 0) {
-            /* Nobody needed this one, so what was postponed still is */
+            /* No front end used this connection: connecting is postponed */
             close_fd(&p->fd);
             wait_state(f, "c0", "postponed");
             desc = command_error(f, "device_add", serial_args("c0"));
@@ -594,8 +594,9 @@ static void test_add_client(Fixture *f, const void *data)
 }
 
 /*
- * A connection that is passed in by name: the name is known to the monitor of
- * chardev-add only. Works without deferred connect, too.
+ * With a named fd, the chardev must take the file in chardev-add, because only
+ * the monitor of that command knows the name. Passes without deferred
+ * connecting, too.
  */
 static void test_fd(Fixture *f, const void *data)
 {
@@ -631,7 +632,7 @@ static void test_reconnect(Fixture *f, const void *data)
     chardev_add(f, "c0", p, RECONNECT);
     assert_state(f, "c0", "postponed");
     serial_add(f, "c0");
-    /* Or already at the next attempt */
+    /* The state is "disconnected", or "connecting" in the next attempt */
     state = chardev_query(f, "c0", "state");
     if (!g_str_equal(state, "connecting")) {
         g_assert_cmpstr(state, ==, "disconnected");
@@ -651,13 +652,13 @@ static void test_reconnect(Fixture *f, const void *data)
     }
 }
 
-/* A chardev can go before it was connected and while it tries to be */
+/* A chardev can be removed before and while it connects. */
 static void test_reconnect_remove(Fixture *f, const void *data)
 {
     Peer *p = peer_new(f, PEER_UNIX);
     Peer *busy = peer_new_bound(f, PEER_UNIX);
 
-    /* One client is enough for this server: connecting takes for ever */
+    /* With its backlog full, connecting to this server takes for ever */
     g_assert_cmpint(listen(busy->listener, 0), ==, 0);
     peer_connect(busy);
 
@@ -692,7 +693,7 @@ static void test_reconnect_remove(Fixture *f, const void *data)
  * Devices that talk to their peer as soon as they have attached
  */
 
-/* Answer the next question of a vhost-user device, which has to be @request */
+/* Skip messages of a vhost-user device up to @request, and reply to it. */
 static void vhost_user_answer(Peer *p, uint32_t request, uint64_t reply)
 {
     struct {
@@ -719,7 +720,7 @@ static void vhost_user_answer(Peer *p, uint32_t request, uint64_t reply)
     g_assert_cmpint(send(p->fd, &msg, sizeof(msg), 0), ==, sizeof(msg));
 }
 
-/* What a vhost-user device cannot be created without */
+/* Reply to the requests that each vhost-user device needs to be created. */
 static void vhost_user_serve(Peer *p)
 {
     const uint32_t get_features = 1, get_protocol_features = 15;
@@ -730,7 +731,7 @@ static void vhost_user_serve(Peer *p)
     vhost_user_answer(p, get_features, features);
 }
 
-/* @data: a device of class vhost-user-base, which all have the same need */
+/* @data: any device of class vhost-user-base */
 static void test_talks_vhost_user(Fixture *f, const void *data)
 {
     Peer *p = peer_new_bound(f, PEER_UNIX);
@@ -753,7 +754,7 @@ static void netdev_add_send(Fixture *f)
                    " { 'type': 'vhost-user', 'id': 'n', 'chardev': 'c0' } }");
 }
 
-/* A netdev owns its chardev, but not if the back-end goes before that */
+/* If the back-end closes the connection early, netdev_add can be repeated. */
 static void test_talks_vhost_user_net(Fixture *f, const void *data)
 {
     Peer *p = peer_new_bound(f, PEER_UNIX);
@@ -782,7 +783,7 @@ static void test_talks_vhost_user_net(Fixture *f, const void *data)
     assert_state(f, "c0", "connected");
 }
 
-/* It has to hear of a server that is not there, or that says no more */
+/* device_add fails if the server is down, or closes the connection early. */
 static void test_talks_ivshmem(Fixture *f, const void *data)
 {
     QDict *args = qdict_from_jsonf_nofail("{ 'driver': 'ivshmem-doorbell',"
@@ -825,7 +826,7 @@ static char *change_error(Fixture *f, const char *id, Peer *p,
                                                  id, backend(p, options)));
 }
 
-/* Attach the pci-serial to a client of @p */
+/* Attach the pci-serial to a client of @p. */
 static void serial_connect(Fixture *f, const char *id, Peer *p)
 {
     chardev_add(f, id, p, CLIENT);
@@ -834,7 +835,7 @@ static void serial_connect(Fixture *f, const char *id, Peer *p)
     assert_data(f, p);
 }
 
-/* The old connection is given up when there is a new one, and not before */
+/* The old connection is closed only after the new one was made. */
 static void test_change_client(Fixture *f, const void *data)
 {
     Peer *old = peer_new_bound(f, PEER_UNIX);
@@ -905,7 +906,7 @@ static void test_change_role(Fixture *f, const void *data)
     peer_assert_closed(server);
 }
 
-/* Works without deferred connect, too */
+/* Passes without deferred connecting, too. */
 static void test_change_address_in_use(Fixture *f, const void *data)
 {
     Peer *p = peer_new_bound(f, PEER_UNIX);
@@ -921,11 +922,13 @@ static void test_change_address_in_use(Fixture *f, const void *data)
 }
 
 /*
- * Servers; @data is SERVER or SERVER_WAIT. What concerns SERVER works without
- * deferred connect, too, but for the state in query-chardev.
+ * Servers; @data is SERVER or SERVER_WAIT
+ *
+ * Without deferred connecting, the tests of SERVER pass, too, except for the
+ * state in query-chardev.
  */
 
-/* The server can be connected to when chardev-add returns */
+/* A client can connect to the server as soon as chardev-add has returned. */
 static void test_server_listens(Fixture *f, const void *data)
 {
     const char *options = data;
@@ -950,7 +953,7 @@ static void test_server_listens(Fixture *f, const void *data)
     assert_data(f, p);
 }
 
-/* With wait=on, the front-end is there when the client is, and not before */
+/* With wait=on, device_add waits for the client. */
 static void test_server_waits(Fixture *f, const void *data)
 {
     Peer *p = peer_new(f, PEER_UNIX);
@@ -969,7 +972,7 @@ static void test_server_waits(Fixture *f, const void *data)
     assert_data(f, p);
 }
 
-/* Finding a port is done, or fails, in chardev-add */
+/* chardev-add binds to the port, and fails if there is none. */
 static void test_server_port(Fixture *f, const void *data)
 {
     static const struct {
@@ -1040,7 +1043,7 @@ static void assert_gdbstub_answers(Peer *p)
     g_string_free(answer, true);
 }
 
-/* gdb stays connected until another chardev can be had */
+/* gdb stays connected until the new chardev is connected. */
 static void test_gdbserver(Fixture *f, const void *data)
 {
     Peer *old = peer_new_bound(f, PEER_UNIX);
@@ -1090,7 +1093,7 @@ static void storage_daemon_stop(void *data)
     waitpid(*pid, NULL, 0);
 }
 
-/* Start a vhost-user-blk back-end that serves the listening @p */
+/* Start a vhost-user-blk back-end that serves the listening socket of @p. */
 static void storage_daemon_start(const char *binary, Peer *p, GPid *pid)
 {
     g_autofree char *export = g_strdup_printf(
@@ -1107,7 +1110,7 @@ static void storage_daemon_start(const char *binary, Peer *p, GPid *pid)
                                 NULL, NULL, pid, NULL));
 }
 
-/* The chardev is there before the back-end is */
+/* The chardev is created before the back-end. */
 static void test_blk_hotplug(Fixture *f, const void *data)
 {
     const char *binary = getenv("QTEST_QEMU_STORAGE_DAEMON_BINARY");
@@ -1140,7 +1143,7 @@ static void test_blk_hotplug(Fixture *f, const void *data)
     storage_daemon_stop(&pid);
 }
 
-/* A device that cannot be does not bother the back-end */
+/* A device with a bad property fails without connecting to the back-end. */
 static void test_blk_bad_property(Fixture *f, const void *data)
 {
     static const char * const names[] = { "num-queues", "queue-size" };
@@ -1159,7 +1162,7 @@ static void test_blk_bad_property(Fixture *f, const void *data)
     g_assert_false(fd_readable(p->listener, 0));
 }
 
-/* Works without deferred connect, too */
+/* Passes without deferred connecting, too. */
 static void test_blk_null_chardev(Fixture *f, const void *data)
 {
     qtest_qmp_assert_success(f->qts, "{ 'execute': 'chardev-add', 'arguments':"
@@ -1170,8 +1173,8 @@ static void test_blk_null_chardev(Fixture *f, const void *data)
 }
 
 /*
- * The command line. QEMU exits with status 1 if it cannot connect, as it does
- * without deferred connect.
+ * The command line: QEMU exits with status 1 on these errors, as it did before
+ * deferred connecting.
  */
 
 #define DEAD_CHARDEV " -chardev socket,id=c0,path=@ "
@@ -1179,7 +1182,7 @@ static void test_blk_null_chardev(Fixture *f, const void *data)
 typedef struct CommandLine {
     const char *name;
     const char *options;    /* @ is replaced by the path of a dead socket */
-    const char *message;    /* NULL: one that blames c0 and the path */
+    const char *message;    /* NULL: one with 'c0' and the path */
 } CommandLine;
 
 static const CommandLine command_lines[] = {

@@ -1,5 +1,5 @@
 /*
- * A qemu-storage-daemon that exports a disk to tests
+ * A qemu-storage-daemon that exports a vhost-user-blk disk to tests
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,7 +13,7 @@
 
 #define PROGRAM "QTEST_QEMU_STORAGE_DAEMON_BINARY"
 
-/* SIGALRM's handler: unlike its default, runs what libqtest does at an abort */
+/* SIGALRM's handler; libqtest ends the daemon when the test aborts */
 static void time_out(int sig)
 {
     abort();
@@ -38,7 +38,7 @@ static void kill_daemon(void *data)
     kill(d->pid, SIGKILL);
 }
 
-/* Does not return */
+/* Does not return. */
 static void exec_daemon(int qmp_fd, int listener, const char *disk,
                         const char *options)
 {

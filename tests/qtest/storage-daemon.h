@@ -1,5 +1,5 @@
 /*
- * A qemu-storage-daemon that exports a disk to tests
+ * A qemu-storage-daemon that exports a vhost-user-blk disk to tests
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -7,12 +7,12 @@
 #ifndef TESTS_QTEST_STORAGE_DAEMON_H
 #define TESTS_QTEST_STORAGE_DAEMON_H
 
-/* The disk: each request takes half a second */
+/* A disk for which each request takes half a second */
 #define DISK_SLOW "driver=null-co,node-name=disk,latency-ns=500000000"
 
 /*
- * The disk: the first request that moves data completes, the next ones wait
- * for storage_daemon_drain().
+ * A disk for which the first request that moves data completes; the next ones
+ * wait for storage_daemon_drain()
  */
 #define DISK_HELD "driver=throttle,node-name=disk,throttle-group=group," \
                   "file=file"
@@ -22,32 +22,54 @@ typedef struct StorageDaemon {
     int qmp;                    /* its monitor */
 } StorageDaemon;
 
-/*
- * To be called first: a SIGALRM then ends a daemon with the test.  Returns
- * false, and says so, if the build has no daemon.
+/**
+ * storage_daemon_init:
+ *
+ * Initialize the test program, so that SIGALRM aborts a test and ends its
+ * daemon. Call this first.
+ *
+ * Returns: false, after a message, if the build has no qemu-storage-daemon;
+ *          true otherwise
  */
 bool storage_daemon_init(void);
 
 /**
  * storage_daemon_start:
- * @d: to be initialized
- * @listener: the socket where the export listens, which is closed
+ * @d: the daemon, which need not be initialized
+ * @listener: the socket where the export listens; it is closed here
  * @disk: one of the disks above
  * @options: more options of the export, such as ",num-queues=2"; with
- *           ",iothread=thread" it is not in the main loop
+ *           ",iothread=thread" the export runs in an iothread
  *
- * Export @disk over vhost-user-blk.  The daemon goes away with the test.
+ * Start a daemon that exports @disk over vhost-user-blk. It is killed when the
+ * test ends.
  */
 void storage_daemon_start(StorageDaemon *d, int listener, const char *disk,
                           const char *options);
 
-/* Have it end, and see that nothing had gone wrong */
+/**
+ * storage_daemon_stop:
+ * @d: the daemon
+ *
+ * Let the daemon exit, and check that its exit status is 0.
+ */
 void storage_daemon_stop(StorageDaemon *d);
 
-/* Execute a command, and see the daemon's main loop running by that */
+/**
+ * storage_daemon_qmp:
+ * @d: the daemon
+ * @command: a QMP command without arguments
+ *
+ * Execute a command. This only succeeds while the daemon's main loop runs.
+ */
 void storage_daemon_qmp(StorageDaemon *d, const char *command);
 
-/* Let a drained section begin and end, on a disk that is DISK_HELD */
+/**
+ * storage_daemon_drain:
+ * @d: the daemon of a disk DISK_HELD
+ *
+ * Begin and end a drained section, which completes all requests.
+ */
 void storage_daemon_drain(StorageDaemon *d);
 
-#endif
+#endif /* TESTS_QTEST_STORAGE_DAEMON_H */

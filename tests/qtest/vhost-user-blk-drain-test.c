@@ -1,9 +1,9 @@
 /*
- * QTest testcase for rings of a vhost-user-blk export that are stopped while
- * requests are in flight
+ * QTest testcase for stopping rings of a vhost-user-blk export while requests
+ * are in flight
  *
- * The test is the front end: it speaks vhost-user with qemu-storage-daemon,
- * and needs no QEMU.  So it can tell what was there when an answer came.
+ * The test acts as the front-end of qemu-storage-daemon, and needs no QEMU. So
+ * it can check the state of a ring when it gets a reply.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -101,7 +101,7 @@ static void vu_send_state(Fixture *f, int request, int ring, unsigned num)
     vu_send_fd(f, &msg, -1);
 }
 
-/* Wait for the answer to @request; fails if the connection ends instead */
+/* Wait for the reply to @request; fail if the connection ends instead. */
 static VhostUserMsg vu_receive(Fixture *f, int request)
 {
     VhostUserMsg msg = {};
@@ -147,7 +147,7 @@ static void vu_set_memory(Fixture *f)
     vu_send_fd(f, &msg, f->memfd);
 }
 
-/* Wait until all messages so far have been processed */
+/* Wait until all messages so far have been processed. */
 static uint64_t vu_get_features(Fixture *f)
 {
     VhostUserMsg msg = { .request = VHOST_USER_GET_FEATURES };
@@ -182,7 +182,7 @@ static void vu_start_ring(Fixture *f, int index, unsigned base)
     g_assert_cmpint(eventfd_read(r->call, &count), ==, 0);
 }
 
-/* Connect with empty rings, all of them started */
+/* Connect, and start all rings empty. */
 static void vu_start(Fixture *f)
 {
     uint64_t features;
@@ -226,7 +226,7 @@ static uint16_t ring_completed(Ring *r)
     return le16_to_cpu(qatomic_load_acquire(&r->used->idx));
 }
 
-/* How many requests has the back end taken? */
+/* Returns how many requests the back-end has taken off the avail ring. */
 static uint16_t ring_taken(Ring *r)
 {
     uint16_t *event = (uint16_t *)&r->used->ring[RING_SIZE];
@@ -245,7 +245,7 @@ static void ring_desc(Ring *r, int desc, unsigned offset, unsigned len,
     };
 }
 
-/* Submit a request that starts with this descriptor, and wait for its taker */
+/* Submit the request at descriptor @desc; wait until the back-end takes it. */
 static void ring_submit(Ring *r, int desc)
 {
     r->avail->ring[r->next % RING_SIZE] = cpu_to_le16(desc);
@@ -258,7 +258,7 @@ static void ring_submit(Ring *r, int desc)
     }
 }
 
-/* The requests are all alike, so they can share descriptors and buffers */
+/* Requests share descriptors and buffers, because they are all the same. */
 static void ring_request(Ring *r, unsigned type, unsigned len)
 {
     struct virtio_blk_outhdr hdr = { .type = cpu_to_le32(type) };
@@ -275,7 +275,7 @@ static void ring_read(Ring *r)
     ring_request(r, VIRTIO_BLK_T_IN, BUFFER_SIZE);
 }
 
-/* Wait until all requests have completed, as a driver does that sleeps */
+/* Wait until all requests have completed and there was a call. */
 static void ring_wait(Ring *r)
 {
     eventfd_t count;
@@ -289,14 +289,14 @@ static void ring_wait(Ring *r)
     }
 }
 
-/* A request that completes at once */
+/* Execute a request that completes at once. */
 static void ring_get_id(Ring *r)
 {
     ring_request(r, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_ID_BYTES);
     ring_wait(r);
 }
 
-/* Have a read in flight that completes when a drained section begins */
+/* Submit a read that completes only when a drained section begins. */
 static void ring_read_held(Ring *r)
 {
     ring_read(r);
@@ -304,7 +304,7 @@ static void ring_read_held(Ring *r)
     ring_read(r);
 }
 
-/* Ask to stop a ring; the answer comes in stopped() */
+/* Request to stop a ring. stopped() gets the reply. */
 static void stop(Fixture *f, int index)
 {
     vu_send_state(f, VHOST_USER_GET_VRING_BASE, index, 0);
@@ -315,7 +315,7 @@ static unsigned stopped(Fixture *f, int index)
     Ring *r = &f->rings[index];
     VhostUserMsg msg = vu_receive(f, VHOST_USER_GET_VRING_BASE);
 
-    /* Nothing is in flight in a ring that is stopped */
+    /* When the reply arrives, no request may be in flight */
     g_assert_cmpuint(ring_completed(r), ==, r->next);
     g_assert_cmpuint(msg.payload.state.index, ==, index);
     g_assert_cmpuint(msg.payload.state.num, ==, r->next);
@@ -336,7 +336,7 @@ static void start_daemon(Fixture *f, const char *disk)
                         f->iothread ? ",iothread=thread" : "");
     int listener;
 
-    /* An address that nobody else has, without a file */
+    /* Bind to a unique abstract address */
     f->addr.sun_family = AF_UNIX;
     f->addrlen = sizeof(f->addr);
     listener = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -381,7 +381,7 @@ static void teardown(Fixture *f, const void *iothread)
  * The tests
  */
 
-/* Requests complete before the ring stops, and the ring starts again */
+/* Requests complete before the ring stops, and the ring can start again. */
 static void test_stop(Fixture *f, const void *iothread)
 {
     int i;
@@ -397,7 +397,7 @@ static void test_stop(Fixture *f, const void *iothread)
 
         stop(f, i);
         base = stopped(f, i);
-        ring_wait(&f->rings[i]);            /* there was a call, too */
+        ring_wait(&f->rings[i]);            /* check for the call */
         vu_start_ring(f, i, base);
     }
     for (i = 0; i < RINGS; i++) {
@@ -406,7 +406,7 @@ static void test_stop(Fixture *f, const void *iothread)
     }
 }
 
-/* A request that is not answered must not be waited for */
+/* Stopping a ring must not wait for a malformed request. */
 static void test_malformed(Fixture *f, const void *iothread)
 {
     Ring *r = &f->rings[0];
@@ -421,21 +421,21 @@ static void test_malformed(Fixture *f, const void *iothread)
     g_assert_cmpuint(msg.payload.state.num, ==, 1);
 }
 
-/* Have ring 0 waiting for a request, while everything else runs */
+/* Let ring 0 wait for a request to stop, while everything else runs. */
 static void start_stopping(Fixture *f)
 {
     start_daemon(f, DISK_HELD);
     vu_start(f);
     ring_read_held(&f->rings[0]);
     stop(f, 0);
-    /* Whoever sees all these kicks has seen the message */
+    /* When these requests have completed, the stop has been received, too */
     ring_get_id(&f->rings[1]);
     ring_get_id(&f->rings[1]);
     storage_daemon_qmp(&f->daemon, "query-block-exports");
     g_assert_false(has_answer(f));
 }
 
-/* The other rings and the monitor run on, and drained sections work */
+/* While a ring stops, other rings, the monitor and drained sections work. */
 static void test_drained_section(Fixture *f, const void *iothread)
 {
     start_stopping(f);
@@ -447,7 +447,7 @@ static void test_drained_section(Fixture *f, const void *iothread)
     ring_get_id(&f->rings[0]);
 }
 
-/* Ditto, and there is nobody left to get the answer */
+/* The front-end disconnects while a ring stops. */
 static void test_disconnect_stopping(Fixture *f, const void *iothread)
 {
     start_stopping(f);
@@ -458,7 +458,7 @@ static void test_disconnect_stopping(Fixture *f, const void *iothread)
     ring_get_id(&f->rings[1]);
 }
 
-/* A connection that ends with requests in flight, in a drained section */
+/* The front-end disconnects while a request is in flight. */
 static void test_disconnect(Fixture *f, const void *iothread)
 {
     start_daemon(f, DISK_HELD);
@@ -493,7 +493,7 @@ static void test_export_del(Fixture *f, const void *iothread)
     }
 }
 
-/* The daemon is told to end by teardown() */
+/* teardown() ends the daemon while a ring stops. */
 static void test_quit(Fixture *f, const void *iothread)
 {
     start_daemon(f, DISK_SLOW);

@@ -2,8 +2,8 @@
  * QTest testcase for a vhost-user-blk disk that moves to another QEMU while
  * its back-end serves it
  *
- * The test is the guest's driver, before and afterwards, so it can do what a
- * real guest does only by chance.
+ * The test acts as the guest's driver before and after the move, so it can
+ * stop at points where a real guest stops only by chance.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -26,10 +26,10 @@
 #define SLOT            4
 #define SECTOR_SIZE     512
 #define RAM_SIZE        "32M"
-#define STATUS_NONE     0xff    /* what no disk says */
+#define STATUS_NONE     0xff    /* no disk writes this status */
 
 typedef struct Request {
-    uint64_t status;            /* address of the byte */
+    uint64_t status;            /* address of the status byte */
     uint32_t head;
 } Request;
 
@@ -37,14 +37,14 @@ typedef struct Fixture {
     char *dir;
     char *uri;
     StorageDaemon daemon;
-    bool copied;                /* RAM */
+    bool copied;                /* migration copies the RAM */
 
-    /* Of the QEMU that has the guest */
+    /* State in the QEMU that runs the guest */
     QTestState *qts;
     QPCIBus *bus;
     QVirtioPCIDevice *dev;
 
-    /* Of the guest, wherever it is */
+    /* State of the guest, which moves along */
     QGuestAllocator alloc;
     QVirtQueue *vq;
 } Fixture;
@@ -53,7 +53,7 @@ typedef struct Fixture {
  * VMs
  */
 
-/* Two QEMUs have the same RAM, or each has its own */
+/* Two QEMUs share a RAM file, unless the RAM is copied. */
 static QTestState *vm_new(Fixture *f, const char *options)
 {
     g_autofree char *ram = f->copied ?
@@ -107,7 +107,7 @@ static void leave(Fixture *f)
     qtest_quit(f->qts);
 }
 
-/* The guest does not set up the device anew, it goes on with what it has */
+/* The guest moves to @qts, and does not set up the device again. */
 static void arrive(Fixture *f, QTestState *qts)
 {
     QPCIBus *bus = qpci_new_pc(qts, NULL);
@@ -135,7 +135,7 @@ static void wait_state(QTestState *qts, const char *expected)
     }
 }
 
-/* Migrate, and return the new QEMU; the old one is there until arrive() */
+/* Migrate, and return the new QEMU. The old one stays until arrive(). */
 static QTestState *migrate(Fixture *f)
 {
     QTestState *to = vm_new(f, "-incoming defer");
@@ -153,7 +153,7 @@ static QTestState *migrate(Fixture *f)
  * Requests
  */
 
-/* Put a read of a sector into the ring; the device is not told */
+/* Add a read of one sector to the ring without a kick. */
 static Request ring_add_read(Fixture *f)
 {
     struct virtio_blk_outhdr hdr = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
@@ -181,7 +181,7 @@ static Request start_read(Fixture *f)
     return req;
 }
 
-/* The device interrupts the guest, and what it has done is this request */
+/* Wait for the device's call, which must be for this request. */
 static void wait_read(Fixture *f, Request req)
 {
     qvirtio_wait_used_elem(f->qts, &f->dev->vdev, f->vq, req.head, NULL,
@@ -244,8 +244,8 @@ static void test_in_flight(Fixture *f, const void *copied)
 }
 
 /*
- * The guest stops between adding a request and kicking the device, and cannot
- * kick until it has moved.  But the memory that the disk reads to is copied.
+ * The guest stops after adding a request, before the kick. Its RAM is copied,
+ * so the request must complete at the source.
  */
 static void test_not_kicked(Fixture *f, const void *copied)
 {

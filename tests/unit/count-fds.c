@@ -1,5 +1,5 @@
 /*
- * How many files this process has open, for tests that must leave none behind
+ * Counting the open files of a process, for tests that must leave none open
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -1,5 +1,5 @@
 /*
- * How many files this process has open, for tests that must leave none behind
+ * Counting the open files of a process, for tests that must leave none open
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,10 +8,13 @@
 #define TESTS_UNIT_COUNT_FDS_H
 
 /**
- * count_fds: count the open files, and one that is opened for counting
+ * count_fds:
  *
- * Returns: their number, or 0 where the host does not tell
+ * Count the open files of this process. The number includes one file that is
+ * opened for counting.
+ *
+ * Returns: the number of open files, or 0 if the host has no /proc/self/fd
  */
 unsigned count_fds(void);
 
-#endif
+#endif /* TESTS_UNIT_COUNT_FDS_H */

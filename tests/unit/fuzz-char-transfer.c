@@ -1,9 +1,9 @@
 /*
  * Fuzzing of a chardev that takes a connection over
  *
- * An input is the migration stream of a connection, with files of all kinds,
- * and what happens to the chardev then.  The chardev is of the kind that the
- * options choose.
+ * The stream of an input is the migration stream of a connection, with files
+ * of all kinds. The script decides what happens to the chardev afterwards. The
+ * options select the kind of the chardev.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -23,7 +23,7 @@
 #include "system/runstate.h"
 #include "fuzz-files.h"
 
-/* Does this process play a QEMU that waits for an incoming migration? */
+/* Does this process act as a QEMU that waits for an incoming migration? */
 static bool incoming;
 
 bool runstate_check(RunState state)
@@ -31,7 +31,9 @@ bool runstate_check(RunState state)
     return state == (incoming ? RUN_STATE_INMIGRATE : RUN_STATE_RUNNING);
 }
 
-/* The chardevs, and what a stream must have for them */
+/*
+ * Chardevs, and the properties that a stream must have for each of them
+ */
 
 typedef struct Kind {
     ChardevSocket sock;
@@ -53,7 +55,7 @@ static const Kind kinds[] = {
     { { SERVER, .wait = true, .has_tn3270 = true, .tn3270 = true }, false, 1 },
 };
 
-/* One that is free, and at which no client finds a server */
+/* Its address is unused, so that no client finds a server. */
 static Chardev *new_chardev(const Kind *kind)
 {
     UnixSocketAddress un = {
@@ -87,7 +89,9 @@ static Chardev *new_chardev(const Kind *kind)
     return qemu_chr_find("c");
 }
 
-/* The stream */
+/*
+ * The stream
+ */
 
 static QEMUFile *open_stream(int sock, bool output)
 {
@@ -99,7 +103,7 @@ static QEMUFile *open_stream(int sock, bool output)
     return f;
 }
 
-/* Returns the end of a socket from which the stream can be read */
+/* Returns a socket from which the stream can be read. */
 static int save(ChardevTransfer *t)
 {
     QEMUFile *f;
@@ -109,7 +113,7 @@ static int save(ChardevTransfer *t)
     f = open_stream(sv[1], true);
     g_assert(!vmstate_save_state(f, &vmstate_chardev_transfer, t, NULL,
                                  &error_abort));
-    /* A loader looks whether a subsection follows */
+    /* Loading looks for a subsection, so the stream must not end here */
     qemu_put_byte(f, QEMU_VM_EOF);
     g_assert(!qemu_fclose(f));
     return sv[0];
@@ -126,14 +130,16 @@ static bool load(ChardevTransfer *t, int sock)
     return !ret;
 }
 
-/* The front end */
+/*
+ * The front end
+ */
 
 typedef struct Guest {
     const FuzzInput *input;
     FuzzScript script;
     Chardev *chr;
     CharFrontend fe;
-    bool holds_off;             /* when the connection ends */
+    bool holds_off;             /* call hold_off() when the connection ends */
     bool held_off;
 } Guest;
 
@@ -177,7 +183,10 @@ static bool load_and_attach(Guest *g)
     return ok;
 }
 
-/* What was taken over can be handed on, and be taken back. */
+/*
+ * Detach the connection. Pass it through a migration stream if @stream, and
+ * attach it again if @keep.
+ */
 static void hand_over(Guest *g, bool stream, bool keep)
 {
     ChardevTransfer t = { 0 }, copy = { 0 };
@@ -245,7 +254,7 @@ static void any_event(Guest *g)
         fuzz_close_peers();
         break;
     case 11:
-        /* Devices end what is open; char-socket asserts that */
+        /* char-socket asserts that only open chardevs are disconnected */
         if (g->chr->be_open) {
             qemu_chr_fe_disconnect(&g->fe);
         }
@@ -253,7 +262,7 @@ static void any_event(Guest *g)
     }
 }
 
-/* While it connects again, a thread has a file open. */
+/* Wait for the thread that reconnects, because it has a file open. */
 static void remove_chardev(Guest *g)
 {
     while (SOCKET_CHARDEV(g->chr)->connect_task) {
@@ -267,7 +276,7 @@ static void init(void)
 {
     qemu_init_main_loop(&error_abort);
     socket_init();
-    /* Files that nobody claims are reported on stderr */
+    /* Received files that are not used are reported on stderr: be silent */
     g_setenv("QTEST_SILENT_ERRORS", "1", true);
 }
 
@@ -292,7 +301,7 @@ static bool run(const FuzzInput *input)
     return accepted;
 }
 
-/* The stream of a connection that the chardev takes */
+/* Make the stream of a connection that the chardev of kind @n accepts. */
 static bool make(unsigned n, FuzzInput *input)
 {
     const Kind *kind = &kinds[n];

@@ -1,12 +1,12 @@
 /*
- * Makes inputs for a fuzz target and runs them
+ * Making inputs for a fuzz target and running them
  *
- * Inputs are made by mutation from good ones: those that the target makes, and
- * those in the folder that --corpus names.  There must be no crash, no hang,
- * no finding of a sanitizer, and no file left open.
+ * Inputs are made by mutation from good inputs, which the target makes or which
+ * are in the folder that --corpus names. No input may cause a crash, a hang, a
+ * sanitizer's finding, or a file that stays open.
  *
- * With a compiler that has libFuzzer, link the target and this file with
- * -fsanitize=fuzzer and without main() (-DLIBFUZZER), and begin with the
+ * To use libFuzzer, compile the target and this file with -DLIBFUZZER, which
+ * leaves main() out, link them with -fsanitize=fuzzer, and begin with the
  * inputs that --write-corpus writes.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -27,7 +27,7 @@
 #define MAX_FILE_SIZE   (HEADER + FUZZ_MAX_FILES + FUZZ_MAX_STREAM + \
                          FUZZ_MAX_SCRIPT)
 
-/* What is wrong with an input is of no interest here. */
+/* Do not print the errors that bad inputs cause. */
 int error_vprintf(const char *fmt, va_list ap)
 {
     return 0;
@@ -80,7 +80,7 @@ static bool run_input(const FuzzInput *input)
     return accepted;
 }
 
-/* Take as many bytes as there are, up to @most and up to the @end. */
+/* Copy up to @most bytes, but not beyond @end. Returns their number. */
 static size_t take(const uint8_t **data, const uint8_t *end, void *to,
                    size_t most)
 {
@@ -91,7 +91,7 @@ static size_t take(const uint8_t **data, const uint8_t *end, void *to,
     return n;
 }
 
-/* Returns false if there is no stream in it. */
+/* Returns false if the input has no stream. */
 static bool read_input(FuzzInput *input, const uint8_t *data, size_t size)
 {
     const uint8_t *end = data + size;
@@ -138,7 +138,9 @@ static size_t write_input(const FuzzInput *input, uint8_t *data)
     return size + input->script_size;
 }
 
-/* The corpus: good inputs, and what they are called */
+/*
+ * The corpus: good inputs and their names
+ */
 
 static GPtrArray *corpus;
 static GPtrArray *names;
@@ -182,7 +184,7 @@ static int compare_names(const void *a, const void *b)
     return strcmp(*(char **)a, *(char **)b);
 }
 
-/* In the order of their names: a seed must find the same corpus again. */
+/* Sort by name, because a seed needs the same corpus to make the same input. */
 static bool read_corpus(const char *folder, GError **err)
 {
     g_autoptr(GPtrArray) paths = g_ptr_array_new_with_free_func(g_free);
@@ -220,7 +222,9 @@ static bool write_corpus(const char *folder, GError **err)
     return true;
 }
 
-/* Mutation */
+/*
+ * Mutation
+ */
 
 static const FuzzInput *any_input(GRand *rand)
 {
@@ -271,7 +275,7 @@ static void mutate_stream(GRand *rand, FuzzInput *input)
         memcpy(input->stream + at, any_input(rand)->stream + at, len);
         break;
     case 7:
-        /* Cut or, with what was behind it, made longer */
+        /* Cut the stream, or extend it by stale bytes of the buffer */
         if (g_rand_int_range(rand, 0, 4) == 0) {
             input->size = MAX(1, at);
         } else {
@@ -305,7 +309,7 @@ static void mutate_files(GRand *rand, FuzzInput *input)
     }
 }
 
-/* Many inputs must be accepted, or nothing is learnt of what follows. */
+/* Change little: the code behind the checks only runs for accepted inputs. */
 static void mutate(GRand *rand, FuzzInput *input)
 {
     int steps = g_rand_int_range(rand, 0, 6);
@@ -331,14 +335,16 @@ static void mutate(GRand *rand, FuzzInput *input)
     }
 }
 
-/* The program */
+/*
+ * The program
+ */
 
-/* An input that hangs is a failure, too. */
+/* An input that takes longer counts as a hang. */
 #define HANG_SECONDS    20
 
 static uint64_t inputs;
 static uint64_t accepted;
-/* Of the corpus, while it is run as it is */
+/* The name of the unchanged input that is running, or NULL */
 static const char *current;
 
 static struct {
@@ -375,7 +381,7 @@ static void report(void)
             inputs, accepted);
 }
 
-/* Says how to run the input that this process dies of */
+/* Print how to run the input again that makes this process fail. */
 static void report_death(void)
 {
     report();
@@ -392,7 +398,7 @@ static void report_death(void)
 static void die_of_signal(int sig)
 {
     report_death();
-    raise(sig);     /* the handler has gone */
+    raise(sig);     /* SA_RESETHAND has removed this handler */
 }
 
 static void catch_death(void)
@@ -403,7 +409,7 @@ static void catch_death(void)
     };
 
 #ifdef QEMU_SANITIZE_ADDRESS
-    /* It has handlers of its own */
+    /* The sanitizer has its own signal handlers */
     __sanitizer_set_death_callback(report_death);
 #else
     sigaction(SIGSEGV, &action, NULL);
@@ -411,10 +417,13 @@ static void catch_death(void)
     sigaction(SIGFPE, &action, NULL);
 #endif
     sigaction(SIGABRT, &action, NULL);
-    sigaction(SIGALRM, &action, NULL);      /* it hung */
+    sigaction(SIGALRM, &action, NULL);      /* a hang */
 }
 
-/* What is made from inputs that are refused would be refused early, too. */
+/*
+ * Run the corpus unchanged. Returns false if an input is refused, because
+ * inputs made from it would be refused early, too.
+ */
 static bool run_corpus(void)
 {
     bool good = true;
@@ -433,7 +442,7 @@ static bool run_corpus(void)
     return good;
 }
 
-/* Each input has a seed of its own, so that one can be run alone. */
+/* Each input has its own seed, so that it can be run alone. */
 static void run_inputs(void)
 {
     int64_t end = g_get_monotonic_time() + options.seconds * G_USEC_PER_SEC;

@@ -1,5 +1,5 @@
 /*
- * Files of all kinds, which come with what is fuzzed
+ * Files of all kinds, which are sent along with the fuzzed streams
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,7 +13,7 @@
 #include "qemu/sockets.h"
 #include "fuzz-files.h"
 
-/* As many as an input may have files; more are not kept */
+/* The other ends of connections; those that do not fit are closed */
 static int peers[FUZZ_MAX_FILES];
 static size_t npeers;
 
@@ -46,7 +46,9 @@ void fuzz_close_peers(void)
     }
 }
 
-/* Kinds of files */
+/*
+ * Kinds of files
+ */
 
 static int new_eventfd_with(uint64_t value, int flags)
 {
@@ -77,7 +79,7 @@ static int new_pipe(void)
     return fds[0];
 }
 
-/* At an address that the host chooses; a UNIX one has no path to be left */
+/* The host chooses the address; a UNIX socket gets an abstract one. */
 static int new_listener(int family)
 {
     struct sockaddr_in inet = {
@@ -97,7 +99,7 @@ static int new_listener(int family)
     return fd;
 }
 
-/* Connections that are reset do not keep their port for a minute. */
+/* Reset the connection when it is closed, since TIME_WAIT keeps the port. */
 static void reset_at_close(int fd)
 {
     const struct linger linger = { .l_onoff = 1 };
@@ -199,7 +201,9 @@ static uint8_t kind_of_file(int fd)
     return memory >= 0 && same_file(fd, memory) ? FILE_MEMORY : FILE_INFLIGHT;
 }
 
-/* Streams */
+/*
+ * Streams
+ */
 
 static QIOChannel *new_channel(int sock)
 {

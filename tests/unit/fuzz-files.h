@@ -1,5 +1,5 @@
 /*
- * Files of all kinds, which come with what is fuzzed
+ * Files of all kinds, which are sent along with the fuzzed streams
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,58 +19,79 @@ enum {
     FILE_PIPE,
     FILE_NULL,
     FILE_DIRECTORY,
-    /* With a peer, see fuzz_peer() */
+    /* These have a peer, see fuzz_peer() */
     FILE_CONNECTION,
     FILE_LISTENER,
     FILE_INET_CONNECTION,
     FILE_INET_LISTENER,
     FILE_SEQPACKET,
-    /* A device of our own has none of these */
+    /* QEMU's own devices have none of these */
     FILE_EVENTFD_BLOCKING,
     FILE_EVENTFD_FULL,
     FILE_KINDS,
 };
 
 /**
- * fuzz_set_memory: say which file FILE_MEMORY is
- * @fd: guest memory; without this call there is no such file
+ * fuzz_set_memory:
+ * @fd: guest memory
+ *
+ * Set the file that is FILE_MEMORY. Without this call there is no such file.
  */
 void fuzz_set_memory(int fd);
 
 /**
- * fuzz_new_file: open a file
+ * fuzz_new_file:
  * @kind: any number
  *
- * Returns: the file, owned by the caller, or -1 if there is none of the kind
+ * Open a file of the kind that @kind stands for.
+ *
+ * Returns: the file, owned by the caller, or -1 if there is no such file
  */
 int fuzz_new_file(unsigned kind);
 
 /**
- * fuzz_peer: the other end of the connection that was opened last
+ * fuzz_peer:
  *
- * Returns: a socket that does not block, or -1
+ * Get the other end of the connection that was opened last.
+ *
+ * Returns: a socket that does not block, or -1 if there is none
  */
 int fuzz_peer(void);
 
-/* Close the other ends of all connections. */
+/**
+ * fuzz_close_peers:
+ *
+ * Close the other ends of all connections.
+ */
 void fuzz_close_peers(void);
 
 /**
- * fuzz_send: send a stream as another QEMU does, the files at its begin
- * @input: has the files, and the size of the stream
- * @stream: its bytes
- * @sock: where to; it is closed
+ * fuzz_send:
+ * @input: the input, with its files and the size of its stream
+ * @stream: the bytes of the stream
+ * @sock: the socket to send to; it is closed
+ *
+ * Send a stream as another QEMU does. One file is sent along with each of the
+ * first bytes.
  */
 void fuzz_send(const FuzzInput *input, const uint8_t *stream, int sock);
 
 /**
- * fuzz_add_file: note the kind of a file that comes with an input
- * @input: the input to which it is added
+ * fuzz_add_file:
+ * @input: the input
  * @fd: a file of one of the kinds that QEMU sends
+ *
+ * Add the kind of a file to an input.
  */
 void fuzz_add_file(FuzzInput *input, int fd);
 
-/* Receive a stream with its files to its end into @input; @sock is closed */
+/**
+ * fuzz_receive:
+ * @input: the input, whose stream and files must be empty
+ * @sock: the socket to receive from; it is closed
+ *
+ * Receive a whole stream, and the kinds of its files, into an input.
+ */
 void fuzz_receive(FuzzInput *input, int sock);
 
-#endif
+#endif /* TESTS_UNIT_FUZZ_FILES_H */

@@ -1,8 +1,8 @@
 /*
- * What is fuzzed: a target, and the inputs that it gets
+ * The interface between a fuzz target and the driver
  *
- * A program is one target, which defines fuzz_target, and the driver in
- * fuzz-driver.c, which makes the inputs and runs them.
+ * A fuzz program consists of one target, which defines fuzz_target, and the
+ * driver in fuzz-driver.c, which makes inputs and runs the target with them.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -15,14 +15,18 @@
 #define FUZZ_MAX_SCRIPT     256
 
 /**
- * FuzzInput: what another process sends, and what happens then
- * @options: choose what the stream comes to; up to the target
- * @kind, @files: the files that come with the stream, see fuzz-files.h
- * @stream, @size: the bytes, at least one
- * @script, @script_size: see FuzzScript
+ * FuzzInput:
+ * @options: selects what receives the stream; its meaning is up to the target
+ * @files: the number of files that are sent along with the stream
+ * @kind: the kinds of these files, see fuzz-files.h
+ * @size: the number of bytes in the stream, at least one
+ * @stream: the bytes of the stream
+ * @script_size: the number of bytes in the script
+ * @script: see FuzzScript
  *
- * In a file: @files (1 byte), @size (2 bytes, big endian), @options (1 byte);
- * the kinds; the stream; the script, up to the end.
+ * A stream that another process sends, and a script of what happens then. The
+ * format in a file is: @files (1 byte), @size (2 bytes, big endian), @options
+ * (1 byte), the kinds, the stream, and the script up to the end of the file.
  */
 typedef struct FuzzInput {
     uint8_t options;
@@ -35,16 +39,17 @@ typedef struct FuzzInput {
 } FuzzInput;
 
 /**
- * FuzzTarget: the code under test
- * @name: of the test
- * @init: called once, before anything else
- * @make: make the good input of number @n, or return false if there are no
- *        more; @input is all zeroes before
- * @mutate: change the stream where chance would rarely do it; may be NULL
- * @run: run an input.  Aborts if there is something wrong.  Returns true if
- *       the stream was good enough to be accepted.
+ * FuzzTarget:
+ * @name: the name of the test
+ * @init: Initialize the target. Called once, before anything else.
+ * @make: Make the good input number @n in @input, which is all zeroes. Returns
+ *        false if there are fewer good inputs.
+ * @mutate: Change the stream in a way that random changes rarely hit. May be
+ *          NULL.
+ * @run: Run an input, and abort if the target behaves wrongly. Must leave no
+ *       file open. Returns true if the target accepted the stream.
  *
- * @run must leave no file open.
+ * The code under test.
  */
 typedef struct FuzzTarget {
     const char *name;
@@ -56,7 +61,7 @@ typedef struct FuzzTarget {
 
 extern const FuzzTarget fuzz_target;
 
-/* Bytes that decide what happens; zeroes follow when they are used up */
+/* Bytes that decide what happens; when they are used up, zeroes follow */
 typedef struct FuzzScript {
     const uint8_t *data;
     size_t left;
@@ -67,12 +72,14 @@ uint8_t fuzz_next(FuzzScript *script);
 void fuzz_next_bytes(FuzzScript *script, void *to, size_t n);
 
 /**
- * LLVMFuzzerTestOneInput: run any input; what libFuzzer calls
- * @data: the input as in a file
- * @size: its size in bytes; it may be 0
+ * LLVMFuzzerTestOneInput:
+ * @data: the input, in the format of a file
+ * @size: its size in bytes, which may be 0
  *
- * Aborts if there is something wrong.  Returns: 0
+ * Run an input, and abort if the target behaves wrongly. libFuzzer calls this.
+ *
+ * Returns: 0
  */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#endif
+#endif /* TESTS_UNIT_FUZZ_TARGET_H */

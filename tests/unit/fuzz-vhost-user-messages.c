@@ -1,10 +1,10 @@
 /*
- * Fuzzing of what watches the messages between QEMU and a vhost-user back-end
+ * Fuzzing of the session that watches messages between QEMU and a back-end
  *
- * An input is what passes over a connection, in both directions: of each
- * message, how many files it has (1 byte), and then the message itself.  The
- * files of all messages follow each other.  The script says before which
- * messages the connection moves to another QEMU, or something else happens.
+ * The stream of an input contains the messages of a connection in both
+ * directions. Each message is preceded by the number of its files (1 byte).
+ * The files of all messages are in one list. The script decides before which
+ * messages the connection moves to another QEMU, or another event happens.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,7 +19,7 @@
 
 #define LOCAL       0x7f1000000000
 
-/* A message in a stream: how many files, the header, the payload */
+/* A message in a stream: the number of files, the header, the payload */
 #define FILES       1
 #define FLAGS_AT    (FILES + 4)
 #define SIZE_AT     (FILES + 8)
@@ -39,13 +39,16 @@ static size_t record_size(const FuzzInput *input, size_t at)
 
 typedef struct Connection {
     const FuzzInput *input;
-    size_t at;                  /* in the stream */
-    size_t file;                /* the next one */
+    size_t at;                  /* position in the stream */
+    size_t file;                /* index of the next file */
     FuzzScript script;
     VhostUserSession *session;
 } Connection;
 
-/* Take the next message, as much as there is of it, and close_files() it. */
+/*
+ * Take the next message, which may be cut off, and its files. The caller must
+ * close_files().
+ */
 static void take(Connection *c, Msg *msg, size_t space, int *fds,
                  size_t *nfds)
 {
@@ -57,7 +60,7 @@ static void take(Connection *c, Msg *msg, size_t space, int *fds,
            MIN(size - FILES, space));
     c->at += size;
     for (*nfds = 0; *nfds < want && c->file < input->files; (*nfds)++) {
-        /* A device would wait for those that block */
+        /* No blocking eventfds: a device would wait for them */
         fds[*nfds] = fuzz_new_file(input->kind[c->file++] %
                                    FILE_EVENTFD_BLOCKING);
         if (fds[*nfds] < 0) {
@@ -86,7 +89,9 @@ static bool next_is_reply(const Connection *c)
            ldl_le_p(c->input->stream + c->at + FLAGS_AT) & MSG_REPLY;
 }
 
-/* What the session says and hears itself */
+/*
+ * Messages that the session itself sends and receives
+ */
 
 static bool session_send(void *opaque, const void *msg, size_t len,
                          const int *fds, size_t nfds, Error **errp)
@@ -108,7 +113,7 @@ static bool session_receive(void *opaque, void *msg, size_t size,
     }
     take(c, reply, size, fds, &nfds);
     close_files(fds, nfds);
-    /* The connection has refused what is longer. */
+    /* A real connection refuses a longer message */
     reply->size = MIN(reply->size, size - MSG_HEADER);
     return true;
 }
@@ -118,7 +123,7 @@ static const VhostUserSessionOps session_ops = {
     .receive = session_receive,
 };
 
-/* A message comes along: from the back-end if it is a reply. */
+/* Pass the next message to the session: replies are from the back-end. */
 static void pass_message(Connection *c)
 {
     g_autofree Msg *msg = g_malloc0(FUZZ_MESSAGE);
@@ -140,14 +145,20 @@ static void pass_message(Connection *c)
     close_files(fds, nfds);
 }
 
-/* A move */
+/*
+ * Events
+ */
 
 static bool any_file(void *opaque, uint64_t dev, uint64_t ino)
 {
     return true;
 }
 
-/* What a session has saved must be loaded; only then it is looked at. */
+/*
+ * Move the connection to another QEMU. Loading what a session has saved must
+ * succeed. Returns false if the session is not adopted, because its state is
+ * not valid.
+ */
 static bool move(Connection *c)
 {
     const VhostUserSessionFits fits = {
@@ -255,7 +266,9 @@ static bool run(const FuzzInput *input)
     return accepted;
 }
 
-/* Good inputs: what a device and its back-end say to each other */
+/*
+ * Good inputs: the messages between a device and its back-end
+ */
 
 typedef struct Tap {
     Wire wire;
@@ -334,7 +347,9 @@ static bool make(unsigned n, FuzzInput *input)
     return true;
 }
 
-/* Mutation: messages that are lost, repeated or in another order */
+/*
+ * Mutation: messages that are lost, repeated or in another order
+ */
 
 static size_t any_record(GRand *rand, const FuzzInput *input)
 {
@@ -358,7 +373,7 @@ static void mutate(GRand *rand, FuzzInput *input)
     g_autofree uint8_t *copy = g_memdup2(input->stream + from, size);
 
     if (g_rand_boolean(rand) && input->size > size) {
-        /* It is lost, or comes earlier or later */
+        /* The message is lost, or moves to another position */
         input->size -= size;
         memmove(input->stream + from, input->stream + from + size,
                 input->size - from);

@@ -1,8 +1,8 @@
 /*
- * Fuzzing of the vhost-user session: what another QEMU may send
+ * Fuzzing of the vhost-user session that another QEMU sends
  *
- * An input is the migration stream of a session, with files of all kinds, and
- * what the back-end and the device do if the session in it is accepted.
+ * The stream of an input is the migration stream of a session, with files of
+ * all kinds. The script decides what the back-end and the device do afterwards.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,8 +19,8 @@
 #define DESTINATION_LOCAL   0x7f2000000000
 
 /*
- * Guest memory is known by its inode, which is another one in each run.  In
- * an input this stands for it:
+ * A session identifies guest memory by device and inode number, which differ
+ * in each run. Inputs contain a placeholder of the same size instead.
  */
 #define IDENTITY_SIZE   16
 
@@ -51,7 +51,9 @@ static void swap_identities(uint8_t *stream, size_t size, bool to_real)
     }
 }
 
-/* A back-end that answers anything */
+/*
+ * A back-end with any answers
+ */
 
 typedef struct AnyBackend {
     Wire wire;
@@ -108,7 +110,7 @@ static bool any_receive(void *opaque, void *data, size_t size, Error **errp)
         fuzz_next_bytes(b->script, data, size);
         break;
     }
-    /* The connection has refused what is longer. */
+    /* A real connection refuses a longer message */
     msg->size = MIN(msg->size, size - MSG_HEADER);
     return true;
 }
@@ -121,9 +123,11 @@ static int any_take_fd(Wire *wire)
                                                     FILE_INFLIGHT);
 }
 
-/* The device */
+/*
+ * The device
+ */
 
-/* Any message that a device could send: it has space for the longest */
+/* Send any message that a device could send. */
 static void any_message(Device *d, FuzzScript *script)
 {
     g_autofree Msg *msg = g_malloc0(FUZZ_MESSAGE);
@@ -174,7 +178,7 @@ static bool adopt(Device *d)
 {
     VhostUserSessionFits fits = device_fits(d);
 
-    /* Real devices have config spaces of other sizes than ours */
+    /* Accept any size: streams of real devices have other config spaces */
     fits.config_size = 0;
     return vhost_user_session_adopt(d->session, &fits, NULL);
 }
@@ -184,7 +188,7 @@ static void save(Device *d)
     int sv[2];
 
     g_assert(!qemu_socketpair(PF_UNIX, SOCK_STREAM, 0, sv));
-    /* Nobody reads it; what a socket holds is enough to run all the code */
+    /* The stream is not needed: only run the code that saves it */
     close(sv[0]);
     session_save_end(session_save_begin(d->session, sv[1]));
 }
@@ -271,7 +275,7 @@ static void init(void)
     fuzz_set_memory(memory_file(0));
 }
 
-/* The options are the features of the device that takes over. */
+/* The options are the features of the device that takes the session over. */
 static bool run(const FuzzInput *input)
 {
     g_autofree uint8_t *stream = g_memdup2(input->stream, input->size);
@@ -312,7 +316,7 @@ static bool run(const FuzzInput *input)
     return accepted;
 }
 
-/* A stream that a real session has saved */
+/* Make the stream that a real session saves. */
 static bool make(unsigned n, FuzzInput *input)
 {
     Backend *b;

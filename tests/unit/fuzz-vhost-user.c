@@ -1,5 +1,5 @@
 /*
- * What devices in fuzz targets of vhost-user are like, and never do
+ * Features and limits of the devices in fuzz targets of vhost-user
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -1,5 +1,5 @@
 /*
- * What devices in fuzz targets of vhost-user are like, and never do
+ * Features and limits of the devices in fuzz targets of vhost-user
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -12,16 +12,29 @@
 /* Space for the longest message that fuzzed devices send */
 #define FUZZ_MESSAGE        0x1000
 
-/* For fuzz_set_features(): the device has been started */
+/* A bit for fuzz_set_features() that is no feature: the device is started */
 #define FUZZ_STARTED        0x80
 
-/* Choices of features that good inputs are made with */
+/* Sets of features with which good inputs are made */
 extern const uint8_t fuzz_features[12];
 
-/* Give a device features; a bit of @bits stands for each, but FUZZ_STARTED */
+/**
+ * fuzz_set_features:
+ * @d: the device
+ * @bits: the number of rings minus 1 in the two lowest bits, then one bit for
+ *        each feature; FUZZ_STARTED is ignored
+ *
+ * Set the number of rings and the features of a device.
+ */
 void fuzz_set_features(Device *d, uint8_t bits);
 
-/* Have memory in @msg that a QEMU may have mapped: not empty, with an end */
+/**
+ * fuzz_limit_memory:
+ * @msg: a message
+ *
+ * Change the memory regions in @msg to ones that a QEMU can have mapped: not
+ * empty, and within the user address space.
+ */
 void fuzz_limit_memory(Msg *msg);
 
-#endif
+#endif /* TESTS_UNIT_FUZZ_VHOST_USER_H */

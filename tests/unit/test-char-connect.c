@@ -1,8 +1,8 @@
 /*
  * Chardevs that connect when they are needed, not when they are created
  *
- * The first half drives the mechanism with a backend class of its own, the
- * second half takes every form of socket chardev through its life.
+ * The first half tests the generic code with a fake backend class, the second
+ * half tests each kind of socket chardev from creation to removal.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -30,7 +30,7 @@
 #define TYPE_CHARDEV_FAKE "chardev-fake"
 OBJECT_DECLARE_SIMPLE_TYPE(FakeChardev, CHARDEV_FAKE)
 
-/* A backend whose peer comes and goes as the test says */
+/* A backend for which the test decides whether init and connect succeed */
 struct FakeChardev {
     Chardev parent;
     bool connected;
@@ -94,7 +94,7 @@ static const TypeInfo fake_type_info = {
     .class_init = fake_class_init,
 };
 
-/* A front end that notes what it sees */
+/* A front end that records data and events */
 typedef struct Front {
     CharFrontend fe;
     GString *in;
@@ -160,7 +160,7 @@ static void front_detach(Front *f)
     *f = (Front) {};
 }
 
-/* Attaching must fail, for the reason given, and leave no trace */
+/* Attaching must fail with an error that contains @reason. */
 static void assert_attach_fails(Chardev *chr, const char *reason)
 {
     CharFrontend fe = {};
@@ -208,7 +208,7 @@ static bool chardev_is(const char *id, ChardevConnectionState state)
         }                           \
     } while (0)
 
-/* Let everything happen that is ready to happen */
+/* Run everything in the main loop that is ready. */
 static void run_pending(void)
 {
     int i;
@@ -374,7 +374,7 @@ static void test_no_connect_any_class(void)
     qemu_chr_fe_deinit(&fe, true);
 }
 
-/* A mux and a hub are the front ends of what they stand on */
+/* A mux and a hub are front ends of other chardevs, and connect them. */
 static void check_stacked(ChardevBackend *backend)
 {
     g_autoptr(ChardevReturn) ret = NULL;
@@ -441,7 +441,7 @@ static const Family families[] = {
 
 static const Family inet = { "inet", SOCKET_ADDRESS_TYPE_INET };
 
-/* Storage for an address that differs from all others */
+/* Storage for a unique address */
 typedef struct Address {
     SocketAddressLegacy legacy;
     InetSocketAddress inet;
@@ -493,9 +493,9 @@ static void address_init_fd(Address *a, int fd)
 }
 
 /*
- * Take an address without listening on it: connecting is refused until
- * somebody calls listen() on the returned socket. Returns -1 if the host does
- * not know the family.
+ * Bind to an address without listening: connecting is refused until listen()
+ * is called on the returned socket. Returns -1 if the host does not support
+ * the family.
  */
 static int address_bind(Address *a, const Family *family)
 {
@@ -600,7 +600,7 @@ static void assert_add_fails(Address *a)
     error_free_or_abort(&err);
 }
 
-/* A client chardev, and the server that it connects to */
+/* A client chardev and the server that it connects to */
 typedef struct Client {
     Address address;
     int listener;
@@ -609,7 +609,7 @@ typedef struct Client {
     Front front;
 } Client;
 
-/* The server is not up yet */
+/* The server does not listen yet. */
 static void client_init(Client *c, const Family *family, ChardevSocket sock)
 {
     *c = (Client) { .peer = -1 };
@@ -638,7 +638,7 @@ static void client_cleanup(Client *c)
     address_release(&c->address, c->listener);
 }
 
-/* A server chardev, and a client that has connected to it already */
+/* A server chardev and a client that has connected to it already */
 typedef struct Server {
     int peer;
     Chardev *chr;
@@ -692,7 +692,7 @@ static bool peer_readable(int fd)
     return g_poll(&pfd, 1, 0) == 1;
 }
 
-/* The chardev closes the connection, now or in the main loop */
+/* Wait until the chardev has closed the connection. */
 static void peer_expect_end(int fd)
 {
     char c;
@@ -701,7 +701,7 @@ static void peer_expect_end(int fd)
     g_assert_cmpint(recv(fd, &c, 1, 0), ==, 0);
 }
 
-/* Data passes in both directions */
+/* Check that data passes in both directions. */
 static void check_link(Front *f, int peer)
 {
     g_string_truncate(f->in, 0);
@@ -737,7 +737,7 @@ static void test_client(gconstpointer opaque)
     wait_for(c.front.closed);
     assert_disconnected("c0");
 
-    /* The next front end gets a connection of its own */
+    /* The next front end gets a new connection */
     close(c.peer);
     front_detach(&c.front);
     assert_postponed("c0");
@@ -747,7 +747,7 @@ static void test_client(gconstpointer opaque)
     client_cleanup(&c);
 }
 
-/* What cannot be an address is found when the chardev is created */
+/* An invalid address is an error when the chardev is created. */
 static void test_client_bad_address(void)
 {
     g_autofree char *longest = g_strnfill(sizeof_field(struct sockaddr_un,
@@ -792,7 +792,7 @@ static void test_client_bad_address(void)
     }
 }
 
-/* With wait=off, a server serves before anything is attached to it */
+/* With wait=off, a server accepts a client before a front end attaches. */
 static void test_server(gconstpointer opaque)
 {
     const Family *family = opaque;
@@ -813,7 +813,7 @@ static void test_server(gconstpointer opaque)
 
 static const ChardevSocket waiting = { .has_wait = true, .wait = true };
 
-/* With wait=on, it listens but accepts only for a front end */
+/* With wait=on, a server listens, but accepts only for a front end. */
 static void test_server_wait(gconstpointer opaque)
 {
     const Family *family = opaque;
@@ -832,7 +832,7 @@ static void test_server_wait(gconstpointer opaque)
     server_cleanup(&s);
 }
 
-/* A front end that comes and goes without connecting takes nothing away */
+/* A front end that attaches without connecting leaves the client waiting. */
 static void test_server_wait_no_connect(void)
 {
     Server s;
@@ -879,7 +879,7 @@ static void test_server_address(void)
     chardev_remove("s0");
 }
 
-/* A connection that is passed in needs no connecting */
+/* A chardev with fd= is connected from the start. */
 static void test_fd_client(void)
 {
     Front f = {};
@@ -932,7 +932,7 @@ static void test_fd_server(void)
     g_unlink(a.text);
 }
 
-/* Descriptors travel with the data */
+/* File descriptors can be sent along with data. */
 static void test_fd_passing(void)
 {
     Client c;
@@ -1003,7 +1003,7 @@ static const Handshake websocket = {
     REPLY("HTTP/1.1 101 Switching Protocols\r\n"),
 };
 
-/* The handshake is made after attaching, in the main loop */
+/* The handshake is made in the main loop after a front end has attached. */
 static void test_handshake(gconstpointer opaque)
 {
     const Handshake *h = opaque;
@@ -1029,7 +1029,7 @@ static void test_handshake(gconstpointer opaque)
     server_cleanup(&s);
 }
 
-/* A chardev may go in the middle of a handshake; its peer notices */
+/* If a chardev is removed during a handshake, its peer sees the end. */
 static void test_remove_in_handshake(gconstpointer opaque)
 {
     const Handshake *h = opaque;
@@ -1063,8 +1063,9 @@ static const ChardevSocket reconnecting = {
 };
 
 /*
- * A front end that talks at once, as vhost-user does, finds a UNIX connection.
- * TCP may take its time: attaching does not wait for it.
+ * With reconnect-ms, attaching connects a UNIX socket synchronously, so that
+ * the front end can write at once, as vhost-user does. TCP connects in the
+ * background.
  */
 static void test_reconnect_attach(gconstpointer opaque)
 {
@@ -1106,7 +1107,7 @@ static void test_reconnect(void)
     run_pending();
     assert_postponed("c0");
 
-    /* The first attempt fails, quietly, and so do the next ones */
+    /* The first attempt fails without an error, and so do the next ones */
     front_attach(&c.front, c.chr);
     assert_disconnected("c0");
     g_assert_true(SOCKET_CHARDEV(c.chr)->connect_err_reported);
@@ -1119,7 +1120,7 @@ static void test_reconnect(void)
     client_accept(&c);
     check_link(&c.front, c.peer);
 
-    /* The server goes, and comes back */
+    /* The server disappears and listens again */
     address_release(&c.address, c.listener);
     close(c.peer);
     wait_for(c.front.closed == 1);
@@ -1131,7 +1132,7 @@ static void test_reconnect(void)
     client_cleanup(&c);
 }
 
-/* A time that makes no sense is the same as none */
+/* A negative reconnect-ms has the same effect as none. */
 static void test_reconnect_negative(void)
 {
     Client c;
@@ -1149,7 +1150,7 @@ static void *start_server_thread(void *opaque)
     return NULL;
 }
 
-/* Waiting makes the attempts itself; a peer that appears meanwhile is found */
+/* qemu_chr_fe_wait_connected() repeats attempts until the peer listens. */
 static void test_reconnect_wait(void)
 {
     QemuThread thread;
@@ -1170,7 +1171,7 @@ static void test_reconnect_wait(void)
     client_cleanup(&c);
 }
 
-/* Give the chardev a connection before it makes one; returns the other end */
+/* Call add_client before the chardev connects. Returns the other end. */
 static int client_hand_over(Client *c, const ChardevSocket *sock)
 {
     int sv[2];
@@ -1194,7 +1195,7 @@ static void test_add_client(gconstpointer opaque)
     client_cleanup(&c);
 }
 
-/* It is lost before a front end attaches: connect as if it had never been */
+/* The connection is lost before a front end attaches, which then connects. */
 static void test_add_client_left(gconstpointer opaque)
 {
     Client c;
@@ -1246,7 +1247,7 @@ static void test_change(void)
     err = NULL;
     check_link(&c.front, c.peer);
 
-    /* The front end does not want it */
+    /* The front end refuses the new backend */
     c.front.refuse_change = true;
     g_assert_cmpint(listen(second, 1), ==, 0);
     g_assert_null(socket_change(&b, plain, &err));
@@ -1255,7 +1256,7 @@ static void test_change(void)
     check_link(&c.front, c.peer);
     g_assert_cmpint(c.front.closed, ==, 0);
 
-    /* Nor one that would come back, and the peer soon knows */
+    /* It refuses one with reconnect-ms, too, whose connection is closed */
     g_assert_null(socket_change(&b, reconnecting, &err));
     error_free_or_abort(&err);
     other = qemu_accept(second, NULL, NULL);
@@ -1263,7 +1264,7 @@ static void test_change(void)
     close(other);
     check_link(&c.front, c.peer);
 
-    /* All is well */
+    /* The change succeeds */
     c.front.refuse_change = false;
     client = socket_change(&b, plain, &error_abort);
     other = qemu_accept(second, NULL, NULL);
@@ -1271,7 +1272,7 @@ static void test_change(void)
     peer_expect_end(c.peer);
     close(c.peer);
 
-    /* The connection that is kept may have been lost before */
+    /* If the change fails, a connection that was lost before stays so */
     shutdown(other, SHUT_RDWR);
     wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
     c.front.refuse_change = true;
@@ -1281,7 +1282,7 @@ static void test_change(void)
     assert_disconnected("c0");
     c.front.refuse_change = false;
 
-    /* To a server, which can be reached at once */
+    /* Change to a server, which accepts a client at once */
     server = socket_change(&d, a_server, &error_abort);
     close(other);
     c.peer = server_connect(qemu_chr_find("c0"));
@@ -1291,7 +1292,7 @@ static void test_change(void)
     address_release(&b, second);
 }
 
-/* Events and data arrive in the main loop that the front end wants */
+/* Events and data arrive in the front end's main loop. */
 static void test_gcontext(void)
 {
     g_autoptr(GMainContext) context = g_main_context_new();
@@ -1371,7 +1372,7 @@ static void unlink_certs(const char *dir, const char *side)
     g_assert_cmpint(g_rmdir(dir), ==, 0);
 }
 
-/* Client and server with certificates; the server admits by name */
+/* Client and server have certificates; the server admits the name @admitted. */
 static void check_tls(const char *admitted, bool expect_success)
 {
     g_autofree char *keyfile = g_build_filename(tmpdir, "key.pem", NULL);
@@ -1460,7 +1461,7 @@ static void test_tls_not_admitted(void)
     check_tls("CN=somebody else", false);
 }
 
-/* Credentials that are good enough for init, but not for a session */
+/* Add credentials that init accepts, but with which no session can start. */
 static void bad_creds_add(void)
 {
     g_autofree char *path = g_build_filename(tmpdir, "keys.psk", NULL);
@@ -1481,7 +1482,7 @@ static void bad_creds_remove(void)
     g_unlink(path);
 }
 
-/* A connection that cannot be used remains the caller's */
+/* If add_client fails, the caller still owns the connection. */
 static void test_tls_add_client_fails(void)
 {
     Address a;
@@ -1503,7 +1504,7 @@ static void test_tls_add_client_fails(void)
     bad_creds_remove();
 }
 
-/* TLS that cannot be set up is no reason to give up what works */
+/* If the new backend cannot set TLS up, the old connection is kept. */
 static void test_tls_no_session(void)
 {
     Error *err = NULL;
@@ -1530,7 +1531,7 @@ static void test_tls_no_session(void)
     bad_creds_remove();
 }
 
-/* The options are checked when the chardev is created */
+/* Unknown credentials are an error when the chardev is created. */
 static void test_tls_bad_creds(void)
 {
     Error *err = NULL;
@@ -1565,7 +1566,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     module_call_init(MODULE_INIT_QOM);
     type_register_static(&fake_type_info);
-    /* Attempts that fail under reconnect-ms are reported on stderr */
+    /* Failed attempts with reconnect-ms are reported on stderr: be silent */
     g_setenv("QTEST_SILENT_ERRORS", "1", true);
     tmpdir = g_dir_make_tmp("test-char-connect.XXXXXX", NULL);
     g_assert_nonnull(tmpdir);

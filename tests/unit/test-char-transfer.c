@@ -1,8 +1,8 @@
 /*
  * Handing the live connection of a socket chardev over
  *
- * Both chardevs are in this process. What passes between them goes through a
- * migration stream.
+ * Both chardevs are in this process. The connection passes from one to the
+ * other through a migration stream.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -29,7 +29,7 @@
 #include "system/runstate.h"
 #include "count-fds.h"
 
-/* Does this process play a QEMU that waits for an incoming migration? */
+/* Does this process act as a QEMU that waits for an incoming migration? */
 static bool incoming;
 
 bool runstate_check(RunState state)
@@ -53,8 +53,8 @@ static gboolean set_true(gpointer opaque)
 }
 
 /*
- * Let everything happen that is ready to happen, and every timer expire that
- * was set for less than 20 ms.
+ * Run everything in the main loop that is ready, and all timers of less than
+ * 20 ms.
  */
 static void run_pending(void)
 {
@@ -68,7 +68,7 @@ static void run_pending(void)
     }
 }
 
-/* A front end that notes what it sees */
+/* A front end that records data and events */
 typedef struct Front {
     CharFrontend fe;
     GString *in;
@@ -96,7 +96,7 @@ static void front_event(void *opaque, QEMUChrEvent event)
     f->closed += event == CHR_EVENT_CLOSED;
 }
 
-/* Does not connect, as devices that wait for a transfer */
+/* Attach without connecting, like a device that waits for a transfer. */
 static void front_attach(Front *f, Chardev *chr)
 {
     *f = (Front) { .in = g_string_new("") };
@@ -130,7 +130,7 @@ typedef enum Family {
     INET,
 } Family;
 
-/* An address that nobody uses */
+/* Initialize @a with an unused address. */
 static void address_init(Address *a, Family family)
 {
     static int count;
@@ -154,7 +154,7 @@ static void address_init(Address *a, Family family)
     }
 }
 
-/* Returns a socket that listens at @a */
+/* Returns a socket that listens at @a. */
 static int address_listen(Address *a)
 {
     g_autoptr(SocketAddress) addr = socket_address_flatten(&a->legacy);
@@ -182,12 +182,12 @@ static Chardev *socket_add(const char *id, ChardevSocket sock, Address *a)
     return qemu_chr_find(id);
 }
 
-/* What can be handed over */
+/* A kind of chardev whose connection can be handed over */
 typedef struct Kind {
     const char *name;
     Family family;
     ChardevSocket sock;
-    /* what the chardev says before anything else */
+    /* what the chardev sends first */
     const char *greeting;
 } Kind;
 
@@ -225,13 +225,13 @@ static const Kind client_inet = { "client", INET };
 static const Kind client_reconnect = { "client", UNIX, { RECONNECT } };
 static const Kind server_unix = { "server", UNIX, { WAIT(true) } };
 
-/* The chardev that gives its connection away, and everything around it */
+/* The chardev that gives its connection away, its front end and its peer */
 typedef struct Source {
     const Kind *kind;
     Address address;
     Chardev *chr;
     Front front;
-    int listener;       /* of the peer, if @chr is a client */
+    int listener;       /* the peer's listening socket if @chr is a client */
     int peer;
     int fds_before;
 } Source;
@@ -269,7 +269,7 @@ static void front_expect(Front *f, const char *text)
     g_string_truncate(f->in, 0);
 }
 
-/* Data passes in both directions, and nobody has seen an end */
+/* Check that data passes in both directions, and the peer sees no end. */
 static void check_link(Front *f, int peer)
 {
     g_assert_false(peer_readable(peer));
@@ -304,7 +304,7 @@ static size_t greeting_len(const Kind *kind)
                                  : sizeof(TN3270_GREETING) - 1;
 }
 
-/* A chardev of the given kind, connected and in use */
+/* Create a chardev of the given kind, connect it and use it. */
 static void source_init(Source *s, const Kind *kind)
 {
     *s = (Source) { .kind = kind, .listener = -1, .fds_before = count_fds() };
@@ -328,7 +328,7 @@ static void source_init(Source *s, const Kind *kind)
     check_link(&s->front, s->peer);
 }
 
-/* As when the old QEMU quits */
+/* Remove the chardev, as the old QEMU does when it quits. */
 static void source_remove_chardev(Source *s)
 {
     if (s->chr) {
@@ -349,12 +349,12 @@ static void source_cleanup(Source *s)
     }
     if (s->kind->family == UNIX) {
         if (!s->kind->sock.wait) {
-            /* The peer's, or forgotten on the way to one that listens */
+            /* The peer's, or dropped by a destination with its own listener */
             g_unlink(s->address.text);
         }
         g_assert_false(g_file_test(s->address.text, G_FILE_TEST_EXISTS));
     }
-    /* A chardev that is just connecting again has one for some time */
+    /* A chardev that is reconnecting has a file open for some time */
     for (i = 0; i < 100 && count_fds() != s->fds_before; i++) {
         run_pending();
     }
@@ -376,7 +376,7 @@ static void dest_init(Destination *d, const Kind *kind, Address *address)
     g_assert_cmpint(d->front.opened, ==, 0);
 }
 
-/* With a server that listens already, the address is not that of the source */
+/* A destination that listens at once cannot have the source's address. */
 static void dest_init_for(Destination *d, Source *s)
 {
     Address other;
@@ -414,7 +414,7 @@ static QEMUFile *file_new(int fd, bool output)
     return f;
 }
 
-/* Returns the end of a socket from which the state can be read */
+/* Returns a socket from which the state can be read. */
 static int save(ChardevTransfer *t)
 {
     int sv[2];
@@ -438,7 +438,7 @@ static int load(ChardevTransfer *t, int fd, Error **errp)
     return ret;
 }
 
-/* What is in @from goes through a stream, and the sender drops it */
+/* Pass the connection in @from through a stream, and clear @from. */
 static void pass(ChardevTransfer *from, ChardevTransfer *to)
 {
     int fd = save(from);
@@ -471,7 +471,7 @@ static void move(Source *s, Destination *d)
     attach(d->chr, &d->front, &in);
 }
 
-/* The connection moves; what was sent to nobody is read at the new side */
+/* After a move, the destination reads what was sent while it was detached. */
 static void test_move(gconstpointer opaque)
 {
     ChardevTransfer out, in;
@@ -505,7 +505,7 @@ static void test_move(gconstpointer opaque)
     source_cleanup(&s);
 }
 
-/* Several times in a row, each time from the one that has it now */
+/* The connection moves several times in a row. */
 static void test_move_on(gconstpointer opaque)
 {
     ChardevTransfer out, in;
@@ -533,7 +533,7 @@ static void test_move_on(gconstpointer opaque)
     source_cleanup(&s);
 }
 
-/* The destination gives up, and the source goes on */
+/* The source takes its connection back and continues to use it. */
 static void test_take_back(gconstpointer opaque)
 {
     ChardevTransfer t;
@@ -550,14 +550,14 @@ static void test_take_back(gconstpointer opaque)
     front_expect(&s.front, "in between");
     check_link(&s.front, s.peer);
 
-    /* As many times as wanted */
+    /* This works more than once */
     detach(&s, &t);
     attach(s.chr, &s.front, &t);
     check_link(&s.front, s.peer);
     source_cleanup(&s);
 }
 
-/* The destination was sent everything, and died with it */
+/* The destination has loaded the connection, but dies. */
 static void test_take_back_late(gconstpointer opaque)
 {
     ChardevTransfer out, in;
@@ -580,7 +580,7 @@ static void check_closed(Front *f, int peer)
     wait_for(f->closed == 1);
 }
 
-/* The chardev goes on as if it had made the connection itself */
+/* When the peer ends the connection, the chardev can get a new one. */
 static void check_lives_on(Source *s, Chardev *chr, Front *f)
 {
     int opened = f->opened;
@@ -643,7 +643,7 @@ static void assert_cannot_connect(Chardev *chr)
     error_free_or_abort(&err);
 }
 
-/* Without its connection, the chardev does nothing, whatever happens */
+/* While its connection is detached, the chardev does nothing. */
 static void test_silent(gconstpointer opaque)
 {
     YankInstance instance = {
@@ -669,7 +669,7 @@ static void test_silent(gconstpointer opaque)
     run_pending();
     g_assert_false(peer_readable(s.peer));
 
-    /* Not even when the peer goes, and a new one could be had */
+    /* Not even when the peer ends the connection, and another one waits */
     shutdown(s.peer, SHUT_RDWR);
     close(s.peer);
     s.peer = s.kind->sock.server ? socket_connect(SOCKET_CHARDEV(s.chr)->addr,
@@ -678,7 +678,7 @@ static void test_silent(gconstpointer opaque)
     g_assert_false(peer_readable(s.listener));
     assert_cannot_connect(s.chr);
 
-    /* Nor for a front end that sets its handlers anew */
+    /* Nor for a front end that sets its handlers again */
     qemu_chr_fe_set_handlers(&s.front.fe, NULL, NULL, NULL, NULL, NULL, NULL,
                              true);
     qemu_chr_fe_set_handlers(&s.front.fe, front_can_read, front_read,
@@ -688,7 +688,7 @@ static void test_silent(gconstpointer opaque)
     g_assert_cmpint(s.front.closed, ==, 0);
     g_assert_cmpuint(s.front.in->len, ==, 0);
 
-    /* The path stays when the chardev goes */
+    /* The path stays when the chardev is removed */
     source_remove_chardev(&s);
     if (s.kind->sock.server && s.kind->family == UNIX) {
         g_assert_true(g_file_test(s.address.text, G_FILE_TEST_EXISTS));
@@ -698,7 +698,7 @@ static void test_silent(gconstpointer opaque)
     source_cleanup(&s);
 }
 
-/* The peer goes while the connection is under way */
+/* The peer ends the connection while it is detached. */
 static void test_peer_gone(gconstpointer opaque)
 {
     ChardevTransfer out, in;
@@ -722,7 +722,7 @@ static void test_peer_gone(gconstpointer opaque)
     source_cleanup(&s);
 }
 
-/* The connection, but not the listener, goes to a server that listens */
+/* A server that listens already takes the connection, but not the listener. */
 static void test_keeps_listener(void)
 {
     static const Kind kind = { "server", UNIX, { WAIT(false) } };
@@ -750,7 +750,7 @@ static void test_keeps_listener(void)
     source_cleanup(&s);
 }
 
-/* With a port that the host has chosen, the new side knows which */
+/* The destination learns the port that the host has chosen. */
 static void test_port(void)
 {
     static const Kind kind = { "server", INET, { WAIT(true) } };
@@ -768,7 +768,7 @@ static void test_port(void)
     source_cleanup(&s);
 }
 
-/* In the middle of a telnet command, the other half comes later */
+/* The connection moves when one half of a telnet command was received. */
 static void test_telnet_command(void)
 {
     static const Kind kind = { "telnet", UNIX, { TELNET }, TELNET_GREETING };
@@ -780,7 +780,7 @@ static void test_telnet_command(void)
     peer_send(s.peer, "a\xff");
     front_expect(&s.front, "a");
     move(&s, &d);
-    /* IAC WILL ECHO, of which nothing is data */
+    /* IAC WILL ECHO contains no data */
     peer_send(s.peer, "\xfb\x01" "b");
     front_expect(&d.front, "b");
     check_link(&d.front, s.peer);
@@ -788,7 +788,7 @@ static void test_telnet_command(void)
     source_cleanup(&s);
 }
 
-/* A connection that was passed in is one like any other */
+/* A connection with fd= can be handed over, too. */
 static void test_passed_in(void)
 {
     Address a = { .legacy.type = SOCKET_ADDRESS_TYPE_FD };
@@ -833,7 +833,7 @@ static void *detach_thread(void *opaque)
     return NULL;
 }
 
-/* Migration runs in a thread of its own */
+/* Detach in another thread, as the migration thread does. */
 static void test_thread(gconstpointer opaque)
 {
     ChardevTransfer in;
@@ -855,7 +855,7 @@ static void test_thread(gconstpointer opaque)
 }
 
 /*
- * What cannot be handed over
+ * Connections that cannot be handed over
  */
 
 static void assert_refused(Chardev *chr, const char *reason)
@@ -975,7 +975,7 @@ static void test_refuse_tls(void)
 }
 #endif
 
-/* Until the front end has taken them */
+/* The front end must first take the descriptors that were received. */
 static void test_refuse_received_fds(void)
 {
     g_autoptr(QIOChannelSocket) ioc = NULL;
@@ -1064,7 +1064,7 @@ static void test_refuse_thread(void)
     source_cleanup(&s);
 }
 
-/* What add_client brings may have nothing to do with the chardev's options */
+/* add_client may add a connection of another family than the address. */
 static void test_refuse_other_family(void)
 {
     Chardev *chr;
@@ -1075,12 +1075,12 @@ static void test_refuse_other_family(void)
     chr = socket_add("c0", client_inet.sock, &a);
     g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_STREAM, 0, sv), ==, 0);
     g_assert_cmpint(qemu_chr_add_client(chr, sv[0]), ==, 0);
-    assert_refused(chr, "kind of its address");
+    assert_refused(chr, "address family");
     chardev_remove("c0");
     close(sv[1]);
 }
 
-/* The destination must be of the same form; if not, all stays as it is */
+/* Attaching to another kind of chardev must fail and change nothing. */
 static void check_misfit(const Kind *from, const Kind *to, const char *reason)
 {
     bool postponed;
@@ -1120,15 +1120,15 @@ static void test_misfit(void)
 
     check_misfit(&client_unix, &server_unix, "it is a server");
     check_misfit(&server_unix, &client_unix, "it is a client");
-    check_misfit(&client_unix, &client_inet, "kind of its address");
-    check_misfit(&server_inet, &server_unix, "kind of its address");
+    check_misfit(&client_unix, &client_inet, "address family");
+    check_misfit(&server_inet, &server_unix, "address family");
     check_misfit(&server_unix, &telnet, "telnet");
     check_misfit(&telnet, &server_unix, "telnet");
     check_misfit(&telnet, &tn3270, "telnet");
     check_misfit(&server_unix, &websock, "websocket");
 }
 
-/* The destination must have nothing to lose */
+/* A destination that has a connection, or is connecting, is refused. */
 static void test_busy(void)
 {
     ChardevTransfer t;
@@ -1149,7 +1149,7 @@ static void test_busy(void)
     error_free_or_abort(&err);
     check_link(&d.front, other);
 
-    /* It has lost its connection and wants a new one */
+    /* It has lost its connection and is reconnecting */
     check_closed(&d.front, other);
     g_assert_false(qemu_chr_transfer_attach(d.chr, &t, &err));
     error_free_or_abort(&err);
@@ -1167,7 +1167,7 @@ static void test_empty(void)
     Destination d;
     Error *err = NULL;
 
-    /* Closes nothing that is not its own */
+    /* Clearing it must not close descriptor 0 */
     qemu_chr_transfer_clear(&zeroes);
     g_assert_cmpint(fcntl(0, F_GETFD), >=, 0);
 
@@ -1180,10 +1180,10 @@ static void test_empty(void)
 }
 
 /*
- * Streams that no QEMU has sent
+ * Malformed streams
  */
 
-/* A stream, and which descriptors come with which byte */
+/* The bytes of a stream, each with the descriptor sent along with it or -1 */
 typedef struct Stream {
     uint8_t data[256];
     int fds[256];
@@ -1240,7 +1240,7 @@ static int stream_play(const Stream *st, ChardevTransfer *t, Error **errp)
     return load(t, sv[0], errp);
 }
 
-/* Play @st to a chardev that fits. Whatever comes of it, nothing is left. */
+/* Load @st and attach it to a chardev of @kind. No file may stay open. */
 static bool stream_try(const Stream *st, const Kind *kind)
 {
     ChardevTransfer t;
@@ -1260,7 +1260,7 @@ static bool stream_try(const Stream *st, const Kind *kind)
         g_assert_true(ok == !err);
     }
     if (ok) {
-        /* Give it back, or the path would go with the chardev */
+        /* Detach it again, or removing the chardev would unlink the path */
         g_assert_true(qemu_chr_transfer_detach(d.chr, &t, &error_abort));
     }
     error_free(err);
@@ -1283,7 +1283,7 @@ static void test_stream_mutated(gconstpointer opaque)
     stream_record(&st, &t);
     g_assert_true(stream_try(&st, kind));
 
-    /* Without the last byte, which is not of this state, it is complete */
+    /* Only the last byte may be missing: it follows the state */
     for (i = 0; i < st.len; i++) {
         bad = st;
         bad.len = i;
@@ -1306,7 +1306,7 @@ static void test_stream_mutated(gconstpointer opaque)
     source_cleanup(&s);
 }
 
-/* Each of the sockets is replaced by each kind of descriptor there is */
+/* Replace each of the sockets by each kind of descriptor. */
 static void test_stream_other_fds(gconstpointer opaque)
 {
     const Kind *kind = opaque;
@@ -1378,7 +1378,7 @@ static void test_stream_other_fds(gconstpointer opaque)
     source_cleanup(&s);
 }
 
-/* More descriptors than asked for, and a state that comes twice */
+/* A stream with too many descriptors, and a state that is loaded twice */
 static void test_stream_surplus(void)
 {
     ChardevTransfer t, in;
@@ -1425,7 +1425,7 @@ static void test_save_empty(void)
 }
 
 /*
- * The destination leaves the source's address alone
+ * The destination does not take the source's address
  */
 
 static void *connect_thread(void *opaque)
@@ -1458,7 +1458,7 @@ static void test_listen_late(void)
     g_assert_true(chr->connect_postponed);
     g_assert_nonnull(strstr(chr->filename, a.text));
 
-    /* An address in use is reported when it is needed, and it may come free */
+    /* An address in use is an error in connect, which can be repeated */
     g_assert_false(qemu_chr_connect(chr, &err));
     g_assert_nonnull(strstr(error_get_pretty(err), "s0"));
     error_free(err);
@@ -1474,7 +1474,7 @@ static void test_listen_late(void)
     qemu_set_blocking(peer, true, &error_abort);
     check_link(&f, peer);
 
-    /* The next client needs no waiting */
+    /* The next client is accepted in the background */
     check_closed(&f, peer);
     peer = server_connect(chr);
     wait_for(f.opened == 2);
@@ -1484,7 +1484,7 @@ static void test_listen_late(void)
     close(peer);
 }
 
-/* The path leads to the source as long as nobody else needs it */
+/* A destination that never connects leaves the path to the source. */
 static void test_listen_path(void)
 {
     Destination d;
@@ -1501,7 +1501,7 @@ static void test_listen_path(void)
     source_cleanup(&s);
 }
 
-/* Given a connection by add_client, it listens all the same */
+/* A server that got a connection by add_client listens when it connects. */
 static void test_listen_add_client(void)
 {
     Chardev *chr;
@@ -1529,7 +1529,7 @@ static void test_listen_add_client(void)
     close(peer);
 }
 
-/* Nothing to wait for is no reason to be late */
+/* Servers with wait=off or with fd= listen when they are created. */
 static void test_listen_at_once(void)
 {
     Address a = { .legacy.type = SOCKET_ADDRESS_TYPE_FD };
@@ -1543,7 +1543,7 @@ static void test_listen_at_once(void)
     close(server_connect(chr));
     chardev_remove("s0");
 
-    /* The name of a descriptor is not known for long */
+    /* The name of a descriptor is only valid while the chardev is created */
     a.legacy.u.fd.data = &fd_addr;
     snprintf(a.text, sizeof(a.text), "%d", address_listen(&b));
     chr = socket_add("s0", server_unix.sock, &a);
@@ -1572,7 +1572,7 @@ int main(int argc, char **argv)
     socket_init();
     g_test_init(&argc, &argv, NULL);
     module_call_init(MODULE_INIT_QOM);
-    /* Descriptors that nobody claims are reported on stderr */
+    /* Received files that are not used are reported on stderr: be silent */
     g_setenv("QTEST_SILENT_ERRORS", "1", true);
     tmpdir = g_dir_make_tmp("test-char-transfer.XXXXXX", NULL);
     g_assert_nonnull(tmpdir);

@@ -1,10 +1,11 @@
 /*
  * Tests of the session with a vhost-user back-end
  *
- * Two devices, as of two QEMU processes, with one back-end after the other:
- * the first sets it up, its session goes through a migration stream, and the
- * second takes over.  What the back-end was told meanwhile is the result; the
- * back-end itself insists on legal messages in a legal order.
+ * Two devices, like those of two QEMU processes, use one back-end. The first
+ * device sets it up, its session goes through a migration stream, and the
+ * second device takes the back-end over. The tests check which requests the
+ * back-end got after that. The back-end itself aborts if a request violates
+ * the protocol.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -20,7 +21,7 @@
 #include "vhost-user-backend.h"
 #include "../hw/virtio/vhost-user-session-internal.h"
 
-/* Where the two processes have the guest's memory */
+/* The user addresses of the guest's memory in the two processes */
 #define SOURCE_LOCAL        0x7f1000000000
 #define DESTINATION_LOCAL   0x7f2000000000
 
@@ -37,7 +38,9 @@ typedef struct Pair {
     Device destination;
 } Pair;
 
-/* Helpers */
+/*
+ * Helpers
+ */
 
 static void limit_fds(bool limited)
 {
@@ -98,7 +101,7 @@ static Pair *pair_start(uint64_t features, uint64_t protocol)
     return p;
 }
 
-/* Returns false if loading failed */
+/* Returns false if loading failed. */
 static bool copy_session(VhostUserSession *from, VhostUserSession *to)
 {
     SessionSave *save;
@@ -120,7 +123,7 @@ static bool adopt(Device *d, Error **errp)
     return vhost_user_session_adopt(d->session, &fits, errp);
 }
 
-/* Another QEMU loads its devices, and runs their ordinary code */
+/* Another QEMU loads the session and runs the device's ordinary code. */
 static void load(Device *from, Device *to)
 {
     g_assert_true(copy_session(from->session, to->session));
@@ -145,9 +148,9 @@ static void hand_over(Device *from, Device *to)
 }
 
 /*
- * Nothing is told to the back-end of a device that runs.  While it does not,
- * its interrupts go to a file of its own (the "masked notifier"), which is
- * another one in each process.
+ * The back-end of a started device must get no request. A stopped device uses
+ * its own call eventfd (the "masked notifier"), which differs in each process,
+ * so that its back-end gets SET_VRING_CALL.
  */
 static void assert_nothing_told(Backend *b, const Device *d)
 {
@@ -171,7 +174,9 @@ static void take_over(Device *from, Device *to)
     commit(to);
 }
 
-/* Adopting without a difference */
+/*
+ * Adopting without a difference
+ */
 
 static const struct {
     const char *name;
@@ -186,7 +191,7 @@ static const struct {
     { "iommu", F_IOMMU, 0 },
 };
 
-/* What the source may have done before */
+/* Actions of the source before the transfer */
 static void only_connect(Device *d)
 {
 }
@@ -252,7 +257,7 @@ static void (*const histories[])(Device *) = {
     write_config, start_disabled, start_polled, plug_memory, unplug_memory,
 };
 
-/* What the guest is like does not change on its way. */
+/* Give @to the same guest as @from. */
 static void same_guest(const Device *from, Device *to)
 {
     uint64_t local = to->memory[0].local;
@@ -301,7 +306,7 @@ static void test_adopt_same(void)
     for (unsigned i = 0; i < ARRAY_SIZE(rings); i++) {
         for (unsigned j = 0; j < ARRAY_SIZE(histories); j++) {
             for (unsigned m = 0; m < 1 << ARRAY_SIZE(variants); m++) {
-                /* With many rings, each feature alone, and all */
+                /* With more than 4 rings: each feature alone, and all */
                 if (rings[i] <= 4 || is_power_of_2(m) ||
                     m == (1 << ARRAY_SIZE(variants)) - 1) {
                     adopt_history(m, rings[i], j);
@@ -365,7 +370,7 @@ static void random_step(Device *d)
     }
 }
 
-/* Whatever the devices do, in a chain of processes */
+/* Take the back-end over several times, after random steps of the devices. */
 static void test_adopt_random(void)
 {
     for (int run = 0; run < 100; run++) {
@@ -392,7 +397,7 @@ static void test_adopt_random(void)
             }
             started = d->started;
 
-            /* Not far from the others, to have names meet */
+            /* Near the addresses of the other processes, so names overlap */
             device_init_fields(next, &b->wire, SOURCE_LOCAL +
                                0x8000 * g_test_rand_int_range(0, 100));
             next->rings = d->rings;
@@ -420,7 +425,9 @@ static void test_adopt_random(void)
     }
 }
 
-/* Single differences */
+/*
+ * Single differences
+ */
 
 static void differ_log(Device *d)
 {
@@ -521,7 +528,7 @@ static void differ_config(Device *d)
 static const struct {
     const char *name;
     uint64_t protocol;
-    void (*change)(Device *d);      /* the device that starts */
+    void (*change)(Device *d);      /* changes the second device */
     const char *told;
 } differences[] = {
     { "nothing", 0, NULL, "" },
@@ -561,7 +568,7 @@ static void test_difference(const void *opaque)
 {
     unsigned n = GPOINTER_TO_UINT(opaque);
 
-    /* With and without replies to wait for */
+    /* With and without REPLY_ACK */
     for (int ack = 0; ack < 2; ack++) {
         Pair *p = pair_new();
         Device *d = &p->destination;
@@ -574,9 +581,9 @@ static void test_difference(const void *opaque)
         }
         start(&p->source);
         backend_forget(p->backend);
-        p->source.base[0] = 11;     /* of before: of no use to anybody */
+        p->source.base[0] = 11;     /* out of date: must not be used */
         p->backend->ring[0].base = base = 42;
-        d->num = 256;               /* as many as it takes */
+        d->num = 256;               /* the maximum, for adopting */
 
         hand_over(&p->source, d);
         d->num = p->source.num;
@@ -589,7 +596,7 @@ static void test_difference(const void *opaque)
         g_assert_cmpint(commit(d), ==, count_messages(differences[n].told));
         assert_told(p->backend, differences[n].told);
         assert_agree(p->backend, d);
-        /* A ring that had to stop goes on where it was */
+        /* A ring that had to stop continues with the back-end's base */
         g_assert_cmpuint(p->backend->ring[0].base, ==, base);
         pair_free(p);
     }
@@ -647,7 +654,7 @@ static void test_more_protocol_features(void)
 {
     Pair *p = pair_start(0, 0);
 
-    /* What the source did not want cannot be had without a new connection */
+    /* Only a new connection can negotiate more protocol features */
     p->destination.protocol_features |= PF_STATUS | PF_SLOTS;
     backend_forget(p->backend);
     take_over(&p->source, &p->destination);
@@ -660,7 +667,7 @@ static void test_more_rings(void)
 {
     Pair *p = pair_new();
 
-    /* The guest uses fewer rings than there are; then it uses them all */
+    /* At the source the guest uses one of two rings, then it uses both */
     set_rings(p, 1);
     start(&p->source);
     set_rings(p, 2);
@@ -680,7 +687,7 @@ static void test_channel(void)
     start(&p->source);
     backend_forget(p->backend);
 
-    /* The source had none (it was closed): a new one is needed */
+    /* The source has closed its channel, so a new one is needed */
     close(p->source.channel);
     p->source.channel = -1;
     take_over(&p->source, &p->destination);
@@ -724,7 +731,7 @@ static void test_restart(void)
         commit(&p->destination);
         assert_told(p->backend, "5 " START);
         assert_agree(p->backend, &p->destination);
-        /* What took a region's place has its name */
+        /* The regions at the same guest addresses inherit the names */
         assert_names(p->backend, &p->destination, SOURCE_LOCAL);
         pair_free(p);
     }
@@ -732,7 +739,7 @@ static void test_restart(void)
 
 /*
  * The destination commits before the guest has a driver for the device, and
- * its memory is not the source's.
+ * does not share the source's memory.
  */
 static void test_restart_later(void)
 {
@@ -768,7 +775,9 @@ static void test_no_inflight(void)
     pair_free(p);
 }
 
-/* Names */
+/*
+ * Names
+ */
 
 static void test_names_hotplug(const void *opaque)
 {
@@ -780,7 +789,7 @@ static void test_names_hotplug(const void *opaque)
     take_over(&p->source, d);
     backend_forget(b);
 
-    /* Our address of the new memory is the name of older memory */
+    /* The address of the new memory is already the name of older memory */
     d->memory[d->nmemory++] =
         (Memory) { 2, 0x200000, 0x10000, 0, SOURCE_LOCAL + 0x1000 };
     g_assert_true(device_set_memory(d));
@@ -788,7 +797,7 @@ static void test_names_hotplug(const void *opaque)
     assert_agree(b, d);
     assert_names(b, d, SOURCE_LOCAL);
 
-    /* It keeps its name when more comes */
+    /* The memory keeps its name when more memory is added */
     d->memory[d->nmemory++] =
         (Memory) { 3, 0x300000, 0x10000, 0, DESTINATION_LOCAL + 0x300000 };
     g_assert_true(device_set_memory(d));
@@ -845,7 +854,7 @@ static void test_names_iotlb(void)
     g_assert_true(device_write(d, &msg, NULL, 0));
     assert_told(p->backend, "22");
     g_assert_cmphex(p->backend->iotlb_name, ==, SOURCE_LOCAL + 0x5000);
-    /* Ring addresses are the guest's */
+    /* With an IOMMU, ring addresses are guest addresses */
     g_assert_cmphex(p->backend->ring[0].addr[0], ==, 0);
     pair_free(p);
 }
@@ -873,7 +882,7 @@ static void test_names_of_slots_stay(void)
     take_over(&p->source, d);
     g_assert_true(device_stop(d));
     g_assert_true(device_start(d));
-    /* Nobody told the back-end to map the memory anew */
+    /* The back-end was not requested to map the memory again */
     assert_names(p->backend, d, SOURCE_LOCAL);
     assert_agree(p->backend, d);
 
@@ -886,7 +895,7 @@ static void test_names_of_slots_stay(void)
     pair_free(p);
 }
 
-/* What only acknowledges the memory, with postcopy, does not replace it */
+/* The message that acknowledges the memory with postcopy is no new table. */
 static void test_names_postcopy(const void *opaque)
 {
     bool slots = opaque;
@@ -906,7 +915,9 @@ static void test_names_postcopy(const void *opaque)
     pair_free(p);
 }
 
-/* The source */
+/*
+ * The source
+ */
 
 static void test_hold_and_take_back(void)
 {
@@ -924,7 +935,7 @@ static void test_hold_and_take_back(void)
         assert_told(p->backend, "");
         assert_agree(p->backend, d);
 
-        /* And it is as before */
+        /* The device can stop and start as usual */
         g_assert_true(device_stop(d));
         g_assert_true(device_start(d));
         assert_agree(p->backend, d);
@@ -994,7 +1005,7 @@ static void test_hand_over_reset(void)
     pair_free(p);
 }
 
-/* The number of a file that was lent is another file's later. */
+/* After lending has failed, a new file gets the number of the lent file. */
 static void test_lend_fails(void)
 {
     Pair *p = pair_start(0, 0);
@@ -1052,10 +1063,10 @@ static void test_released_is_silent(void)
         g_assert_true(device_stop(d));
         vhost_user_session_rewind(d->session);
     }
-    /* A restart of the back-end's connection is not for us, either */
+    /* A new set-up of the back-end sends nothing, either */
     g_assert_true(device_connect(d));
 
-    /* What the session cannot answer fails */
+    /* A request that the session cannot answer fails */
     g_assert_cmpint(vhost_user_session_write(d->session, &msg, NULL, 0), ==,
                     -EBUSY);
     g_assert_true(vhost_user_session_held(d->session));
@@ -1088,7 +1099,7 @@ static void test_unanswerable_goes_through(void)
     pair_free(p);
 }
 
-/* The device of before the reset must not see what is for the one after it. */
+/* Rings must stop before a request that the device sends after a reset. */
 static void test_unanswerable_after_reset(void)
 {
     Pair *p = pair_start(0, 0);
@@ -1121,7 +1132,7 @@ static void test_held_config(void)
     g_assert_true(device_set_config(d, 5, 123));
     memcpy(config, d->config, sizeof(config));
 
-    /* The device reads what it wrote */
+    /* The device reads the config space that it has written */
     g_assert_true(device_connect(d));
     g_assert_cmpmem(config, sizeof(config), d->config, CONFIG_SIZE);
     device_lend(d);
@@ -1146,7 +1157,7 @@ static void test_reset_stops_rings(void)
         g_assert_false(vhost_user_session_ring_running(d->session, 1));
         d->started = false;
 
-        /* Nothing of the rings is left to take over */
+        /* There are no running rings to take over */
         take_over(d, &p->destination);
         g_assert_true(device_start(&p->destination));
         assert_agree(p->backend, &p->destination);
@@ -1181,7 +1192,9 @@ static void test_kick(void)
     pair_free(p);
 }
 
-/* Failures */
+/*
+ * Failures
+ */
 
 static void test_commit_refused(void)
 {
@@ -1239,7 +1252,7 @@ static void test_commit_confused(void)
     }
 }
 
-/* The device starts after the commit, and memory is in the way. */
+/* The device starts after the commit, and must first remove old memory. */
 static void test_start_refused(void)
 {
     Pair *p = pair_start(0, PF_SLOTS);
@@ -1253,7 +1266,7 @@ static void test_start_refused(void)
     pair_free(p);
 }
 
-/* A device goes on without descriptors, but cannot be handed over. */
+/* On EMFILE a device goes on working, but can no longer be handed over. */
 static void test_observe_without_fds(void)
 {
     Pair *p = pair_new();
@@ -1275,7 +1288,7 @@ static void test_observe_without_fds(void)
     pair_free(p);
 }
 
-/* A message that cannot be kept fails. */
+/* A held session fails a message whose file it cannot keep. */
 static void test_hold_without_fds(void)
 {
     Pair *p = pair_start(0, PF_INFLIGHT);
@@ -1324,14 +1337,14 @@ static void test_commit_disconnected(void)
         }
         g_assert_false(vhost_user_session_held(d->session));
 
-        /* The next connection begins from nothing */
+        /* The next connection begins with an empty session */
         vhost_user_session_begin(d->session);
         g_assert_false(vhost_user_session_has_replies(d->session));
         pair_free(p);
     }
 }
 
-/* The destination is killed while it reads. */
+/* The destination is killed while it reads the stream. */
 static void test_save_disconnected(void)
 {
     Pair *p = pair_start(0, PF_INFLIGHT | PF_BACKEND_REQ);
@@ -1355,7 +1368,7 @@ static void test_save_disconnected(void)
 
 static void test_check_refuses_untracked(void)
 {
-    /* All that a session has a field for, or that leaves no trace */
+    /* Requests that set a field of the session, or no state at all */
     static const unsigned tracked[] = {
         1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
         21, 22, 24, 25, 28, 29, 30, 31, 32, 34, 36, 37, 38, 39, 40,
@@ -1388,7 +1401,7 @@ static void test_check_refuses_untracked(void)
             error_free_or_abort(&err);
         }
 
-        /* A new connection has no such state */
+        /* A new connection can be handed over again */
         vhost_user_session_reset(d.session);
         g_assert_true(vhost_user_session_check(d.session, &error_abort));
         device_cleanup(&d);
@@ -1409,7 +1422,7 @@ static void write_region(Device *d, uint64_t size)
     g_assert_cmpint(vhost_user_session_write(d->session, &msg, &fd, 1), ==, 0);
 }
 
-/* Neither are they in the way of the next region */
+/* A region with an invalid size does not disturb the next region. */
 static void test_check_refuses_sizes(void)
 {
     static const uint64_t sizes[] = { 0, INT64_MAX, UINT64_MAX };
@@ -1429,7 +1442,9 @@ static void test_check_refuses_sizes(void)
     }
 }
 
-/* What may come in a stream */
+/*
+ * Untrusted streams
+ */
 
 static void swap_file(int *fd, int with)
 {
@@ -1623,7 +1638,7 @@ static void load_begin(const uint8_t *stream, size_t size)
     close(sv[1]);
     g_assert_false(session_load(d->session, sv[0]));
 
-    /* A later connection is not harmed */
+    /* The session still works for a later connection */
     vhost_user_session_reset(d->session);
     start(d);
     g_assert_true(device_set_config(d, 1, 2));
@@ -1631,7 +1646,7 @@ static void load_begin(const uint8_t *stream, size_t size)
     pair_free(p);
 }
 
-/* Nothing is behind the counts, and they may themselves be cut. */
+/* Load streams that end in one of the counts or directly after it. */
 static void load_counts(uint32_t config, uint32_t regions, uint32_t rings)
 {
     uint8_t stream[8 + VHOST_USER_SESSION_VALUES * 8 + 4 +
@@ -1652,7 +1667,7 @@ static void load_counts(uint32_t config, uint32_t regions, uint32_t rings)
 
 static void test_bad_counts(void)
 {
-    load_counts(0, 0, 0);       /* only that it ends too early */
+    load_counts(0, 0, 0);       /* valid counts, but the stream is cut off */
     load_counts(VHOST_USER_SESSION_CONFIG + 1, 0, 0);
     load_counts(UINT32_MAX, 0, 0);
     load_counts(0, VHOST_USER_SESSION_REGIONS + 1, 0);
@@ -1661,7 +1676,9 @@ static void test_bad_counts(void)
     load_counts(0, 0, UINT32_MAX);
 }
 
-/* All tests check that no file is left open. */
+/*
+ * Running the tests; each checks that no file is left open
+ */
 
 typedef struct Test {
     void (*run)(const void *opaque);

@@ -1,11 +1,14 @@
 /*
- * A vhost-user back-end that notes what it is told
+ * A vhost-user back-end that records the requests that it gets
  *
- * Beyond the protocol it insists on what real back-ends need: that regions
- * do not overlap, neither in the guest nor by their names (libvhost-user
- * searches them), that a change of memory leaves running rings where they are
- * (libvhost-user maps them anew by their names), and that a running ring is
- * not set up, nor its inflight region replaced.
+ * It checks that requests follow the protocol, and what real back-ends need in
+ * addition. Regions must not overlap, neither in guest addresses nor in user
+ * addresses, because libvhost-user searches them. When the memory changes, the
+ * user addresses of running rings must still mean the same memory, because
+ * libvhost-user maps the rings again. While a ring runs, it must not be set up,
+ * and the inflight region must not be replaced.
+ *
+ * User addresses are called names here, see hw/virtio/vhost-user-session.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -35,7 +38,9 @@ static uint64_t inode(int fd)
     return st.st_ino;
 }
 
-/* The socket; small messages are never cut in two */
+/*
+ * The socket; a small message is always sent and received as a whole
+ */
 
 static bool send_with_fds(int sock, const void *buf, size_t len,
                           const int *fds, size_t nfds)
@@ -62,7 +67,7 @@ static bool send_with_fds(int sock, const void *buf, size_t len,
     return sendmsg(sock, &hdr, MSG_NOSIGNAL) == len;
 }
 
-/* Returns the number of bytes; 0 if there is no message */
+/* Returns the number of bytes, or 0 if there is no message. */
 static size_t receive_with_fds(int sock, void *buf, size_t size,
                                int *fds, size_t *nfds)
 {
@@ -86,9 +91,11 @@ static size_t receive_with_fds(int sock, void *buf, size_t size,
     return len;
 }
 
-/* Memory */
+/*
+ * Memory
+ */
 
-/* Find the place in a file that a name means */
+/* Find the file, and the offset in it, that a name means. */
 static void resolve(const Backend *b, uint64_t name, uint64_t *ino,
                     uint64_t *place)
 {
@@ -101,7 +108,7 @@ static void resolve(const Backend *b, uint64_t name, uint64_t *ino,
             return;
         }
     }
-    g_assert_not_reached();     /* the back-end does not know the name */
+    g_assert_not_reached();     /* no region contains the name */
 }
 
 static void check_memory(Backend *b)
@@ -166,7 +173,9 @@ static void remove_region(Backend *b, const MsgRegion *wire)
     g_assert_not_reached();     /* there is no such region */
 }
 
-/* Rings */
+/*
+ * Rings
+ */
 
 static bool any_ring_runs(const Backend *b)
 {
@@ -228,7 +237,9 @@ static int *ring_file(BackendRing *ring, uint32_t request)
     }
 }
 
-/* The messages */
+/*
+ * Messages
+ */
 
 static void check_negotiated(const Backend *b, const Msg *msg)
 {
@@ -285,7 +296,7 @@ static void check_size(const Msg *msg, size_t nfds)
         size = sizeof(msg->u64);
         break;
     case MSG_SET_OWNER:
-        size = msg->size;       /* a payload does not matter */
+        size = msg->size;       /* any payload is ignored */
         break;
     case MSG_SET_VRING_KICK:
     case MSG_SET_VRING_CALL:
@@ -358,7 +369,7 @@ static void get_inflight(Backend *b, Msg *msg)
                                     &error_abort);
 }
 
-/* Returns true if @msg was turned into a reply */
+/* Returns true if @msg is now a reply. */
 static bool get(Backend *b, Msg *msg)
 {
     BackendRing *ring;
@@ -549,7 +560,9 @@ static void handle_all(Backend *b)
     }
 }
 
-/* The wire */
+/*
+ * The connection
+ */
 
 static bool wire_send(void *opaque, const void *msg, size_t len,
                       const int *fds, size_t nfds, Error **errp)
@@ -572,7 +585,7 @@ static bool wire_receive(void *opaque, void *msg, size_t size, Error **errp)
     Backend *b = opaque;
     size_t nfds;
     int fds[MSG_REGIONS];
-    /* One message at a time: no device asks twice before it gets a reply */
+    /* One message only: a device waits for a reply before it sends more */
     size_t len = receive_with_fds(b->front, msg, size, fds, &nfds);
 
     if (!len) {
@@ -637,7 +650,9 @@ void backend_free(Backend *b)
     g_free(b);
 }
 
-/* What tests ask for */
+/*
+ * Checks for tests
+ */
 
 void assert_told(Backend *b, const char *expected)
 {
@@ -650,7 +665,7 @@ void backend_forget(Backend *b)
     g_string_truncate(b->log, 0);
 }
 
-/* What is written to @from can be read at @to */
+/* An event that is written to @from can be read at @to. */
 static void assert_connected(int from, int to)
 {
     uint64_t n;

@@ -1,9 +1,9 @@
 /*
- * A vhost-user back-end that notes what it is told, for tests
+ * A vhost-user back-end that records the requests that it gets, for tests
  *
- * It insists on what docs/interop/vhost-user.rst asks of a front-end, and on
- * what real back-ends need: see vhost-user-backend.c.  It has no thread: each
- * message is handled as soon as it is sent.
+ * It aborts if the front-end violates docs/interop/vhost-user.rst or a
+ * requirement of real back-ends, see vhost-user-backend.c. It has no thread:
+ * each message is handled as soon as it is sent.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -23,11 +23,11 @@ typedef struct BackendRegion {
 typedef struct BackendRing {
     bool running;
     bool enabled;
-    uint32_t set;               /* BIT(request), since it was stopped */
+    uint32_t set;               /* BIT(request) of those since the last stop */
     uint32_t num;
     uint32_t base;
     uint64_t addr[3];           /* descriptors, used, avail */
-    uint64_t place[3];          /* where that is, in a file */
+    uint64_t place[3];          /* the offset of @addr in a file */
     uint64_t ino[3];
     int kick;
     int call;
@@ -35,18 +35,21 @@ typedef struct BackendRing {
 } BackendRing;
 
 /**
- * Backend: public fields may be changed at will
- * @wire: for the devices
- * @features, @protocol_features: what it offers
- * @refuse: a request to answer with an error, if an answer is wanted
- * @confuse: a request to answer as if it were another one
- * @no_inflight: have no inflight region for anybody
- * @looks_up_rings: at each change of memory look up all rings, stopped ones
- *                  too, as libvhost-user before QEMU 9.0; a region that comes
- *                  by itself counts from the next change only
+ * Backend:
+ * @wire: the connection for a device
+ * @features: the features that the back-end offers
+ * @protocol_features: the protocol features that it offers
+ * @refuse: a request to which the back-end replies with an error, if the
+ *          message needs a reply
+ * @confuse: a request to which the back-end replies with another request number
+ * @no_inflight: offer no inflight region
+ * @looks_up_rings: Look up the addresses of all rings, even of stopped ones,
+ *                  at each change of the memory, as libvhost-user before QEMU
+ *                  9.0 does. For ADD_MEM_REG this is done before the region is
+ *                  added.
  * @silent: close the connection at the next message
  *
- * What follows is for tests to look at.
+ * Tests may change these fields, and read the other ones.
  */
 typedef struct Backend {
     Wire wire;
@@ -77,16 +80,32 @@ typedef struct Backend {
 Backend *backend_new(void);
 void backend_free(Backend *b);
 
-/* The back-end has seen the requests in @expected ("2 5 8.0": of ring 0) */
+/**
+ * assert_told:
+ * @b: the back-end
+ * @expected: request numbers; "8.0" is request 8 for ring 0
+ *
+ * Assert that the back-end got exactly these requests since it last forgot
+ * them, and forget them.
+ */
 void assert_told(Backend *b, const char *expected);
 
-/* Forget what was seen */
+/**
+ * backend_forget:
+ * @b: the back-end
+ *
+ * Forget all requests so far.
+ */
 void backend_forget(Backend *b);
 
-/*
- * The back-end and the device mean the same: memory, rings, notifiers, config,
- * inflight region and channel.
+/**
+ * assert_agree:
+ * @b: the back-end
+ * @d: the device
+ *
+ * Assert that both have the same state: memory, rings, notifiers, config
+ * space, inflight region and back-end channel.
  */
 void assert_agree(Backend *b, Device *d);
 
-#endif
+#endif /* TESTS_UNIT_VHOST_USER_BACKEND_H */

@@ -1,5 +1,5 @@
 /*
- * A vhost-user device that sends what QEMU's devices send
+ * A vhost-user device that sends the messages of QEMU's devices
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -224,7 +224,7 @@ bool device_open_channel(Device *d)
     return ok;
 }
 
-/* What vhost_dev_init() does */
+/* Send the messages of vhost_dev_init(). */
 bool device_connect(Device *d)
 {
     uint64_t has, unused;
@@ -305,7 +305,7 @@ static bool has_memory(const Memory *memory, unsigned n, const Memory *find)
     return false;
 }
 
-/* As QEMU does: from the last to the first, then what is new */
+/* Remove old regions from the last to the first, then add new ones, as QEMU. */
 static bool set_slots(Device *d)
 {
     for (unsigned i = d->nslots; i-- > 0; ) {
@@ -366,7 +366,7 @@ static bool set_inflight(Device *d)
             return false;
         }
         if (!msg.inflight.mmap_size) {
-            return true;        /* the back-end has none */
+            return true;        /* the back-end has no inflight region */
         }
         d->inflight = vhost_user_session_answer_fd(d->session);
         if (d->inflight < 0) {
@@ -418,7 +418,7 @@ bool device_start_ring(Device *d, unsigned i)
            set_ring_file(d, MSG_SET_VRING_CALL, i, d->call[i]);
 }
 
-/* What vhost_dev_start() does */
+/* Send the messages of vhost_dev_start(). */
 bool device_start(Device *d)
 {
     uint64_t status;
@@ -460,7 +460,7 @@ bool device_stop_ring(Device *d, unsigned i)
     return true;
 }
 
-/* What vhost_dev_stop() does; the device takes its own notifiers next time */
+/* Send the messages of vhost_dev_stop(). The next start makes new notifiers. */
 bool device_stop(Device *d)
 {
     for (unsigned i = 0; i < d->rings; i++) {
@@ -542,7 +542,9 @@ VhostUserSessionFits device_fits(const Device *d)
     };
 }
 
-/* The stream */
+/*
+ * The stream
+ */
 
 static QEMUFile *open_stream(int sock, bool output)
 {
@@ -556,8 +558,9 @@ static QEMUFile *open_stream(int sock, bool output)
 }
 
 /*
- * The saver has a thread, since a stream may be longer than what a socket
- * holds.  The file is opened before: QOM is initialized by one thread only.
+ * A thread saves the session, since the stream may be larger than the socket's
+ * buffer. The file is opened before, because only one thread may initialize
+ * QOM classes.
  */
 struct SessionSave {
     VhostUserSession *session;
@@ -572,7 +575,7 @@ static void *save_thread(void *opaque)
     int ret = vmstate_save_state(save->f, &vmstate_vhost_user_session,
                                  save->session, NULL, NULL);
 
-    /* A loader looks whether a subsection follows */
+    /* Loading looks for a subsection, so the stream must not end here */
     qemu_put_byte(save->f, QEMU_VM_EOF);
     save->ok = !qemu_fclose(save->f) && !ret;
     return NULL;

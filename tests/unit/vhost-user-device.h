@@ -1,8 +1,8 @@
 /*
- * A vhost-user device that sends what QEMU's devices send, for tests
+ * A vhost-user device that sends the messages of QEMU's devices, for tests
  *
- * Layouts and numbers: docs/interop/vhost-user.rst.  All messages go through a
- * session; what the session does not take goes to the wire.
+ * Layouts and numbers: docs/interop/vhost-user.rst. All messages are written
+ * to a session, and those that the session does not take are sent.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -53,7 +53,7 @@ enum {
 #define MSG_VERSION         0x1
 #define MSG_REPLY           0x4
 #define MSG_NEED_REPLY      0x8
-/* "A u64": bit 8 says that there is no file */
+/* "A u64": bit 8 is set if the message has no file */
 #define MSG_NO_FD           0x100
 
 /* "Memory region description" */
@@ -123,7 +123,7 @@ typedef struct QEMU_PACKED Msg {
 #define MSG_HEADER          12
 #define MSG_IOTLB_UPDATE    2
 
-/* Features, and protocol features */
+/* Features and protocol features */
 #define F_LOG_ALL           (1ULL << 26)
 #define F_EVENT_IDX         (1ULL << 29)
 #define F_PROTOCOL          (1ULL << 30)
@@ -147,9 +147,12 @@ typedef struct QEMU_PACKED Msg {
 #define STATUS_OK           0xf
 
 /**
- * Wire: what a device speaks through; its address is the ops' opaque
- * @ops: also what the session speaks through
- * @take_fd: the file that came with the last message received, or -1
+ * Wire:
+ * @ops: how the device, and its session, send and receive messages; their
+ *       opaque pointer is the Wire
+ * @take_fd: Returns the file of the last message that was received, or -1.
+ *
+ * The connection of a device.
  */
 typedef struct Wire Wire;
 struct Wire {
@@ -167,16 +170,20 @@ typedef struct Memory {
 } Memory;
 
 /**
- * Device: the front-end's end; its public fields may be changed at will
- * @rings: how many, with @num entries each
- * @features, @protocol_features: wanted; the back-end may have less
+ * Device:
+ * @rings: the number of rings
+ * @num: the number of entries of each ring
+ * @features: the features that the device requests
+ * @protocol_features: the protocol features that it requests if the back-end
+ *                     offers them
+ * @nmemory: the number of elements of @memory
  * @memory: the guest's memory; the rings are in @memory[0]
- * @base: where each ring goes on
- * @addr: where each ring is, from the begin of @memory[0]
- * @disabled: are the rings to stay disabled?
- * @no_files: are the rings polled?
+ * @base: the base with which each ring starts next
+ * @addr: the offset of each ring in @memory[0]
+ * @disabled: keep the rings disabled
+ * @no_files: send no kick and call eventfds, so that the rings are polled
  *
- * What follows is the device's own.
+ * A front-end. Tests may change these fields; the other ones are private.
  */
 typedef struct Device {
     unsigned rings;
@@ -195,10 +202,10 @@ typedef struct Device {
     bool started;
     uint64_t negotiated;            /* protocol features */
     unsigned nslots;
-    Memory slot[MAX_MEMORY];        /* what the back-end was told of */
+    Memory slot[MAX_MEMORY];        /* memory that the back-end has mapped */
     int kick[MAX_RINGS];
     int call[MAX_RINGS];
-    int mask[MAX_RINGS];            /* call while masked */
+    int mask[MAX_RINGS];            /* the call eventfd while masked */
     int err[MAX_RINGS];
     int channel;
     int inflight;
@@ -207,28 +214,32 @@ typedef struct Device {
 } Device;
 
 /**
- * memory_file: a file that is guest memory; it stays open
- * @n: less than MEMORY_FILES
+ * memory_file:
+ * @n: the number of the file, less than MEMORY_FILES
+ *
+ * Returns: a file with guest memory, which is the same for each call and stays
+ *          open
  */
 int memory_file(unsigned n);
 
 /**
- * device_init_fields: make a device with two rings and two pieces of memory
- * @d: the device, free it with device_cleanup()
+ * device_init_fields:
+ * @d: the device, to be freed with device_cleanup()
  * @wire: its connection
- * @local: address at which its memory begins
+ * @local: the user address at which its memory begins
  *
- * Its session is empty.
+ * Initialize a device with two rings, two pieces of memory and an empty
+ * session.
  */
 void device_init_fields(Device *d, Wire *wire, uint64_t local);
 void device_cleanup(Device *d);
 
 /*
- * Each of the following returns false if a message failed.
+ * Each of the following functions returns false if a message failed.
  *
- * device_write: send @msg, unless the session takes it; wait for the reply if
- *               the message needs one
- * device_ask: the same, and get the reply
+ * device_write() writes @msg to the session, sends it if the session does not
+ * take it, and waits for the reply if the message needs one. device_ask()
+ * always waits for a reply and stores it in @msg.
  */
 bool device_write(Device *d, Msg *msg, const int *fds, size_t nfds);
 bool device_ask(Device *d, Msg *msg);
@@ -242,25 +253,25 @@ bool device_stop_ring(Device *d, unsigned ring);
 bool device_stop(Device *d);
 bool device_set_config(Device *d, unsigned offset, uint8_t value);
 
-/* Use the notifiers of the rings that the session has */
+/* Use the kick and call eventfds that the session has for its rings. */
 void device_lend(Device *d);
 
-/* What a QEMU does when its VM stops, to hand its devices over */
+/* Stop the device as a QEMU does that hands it over. */
 void device_release(Device *d);
 
-/* What vhost_user_session_adopt() needs to know */
+/* The properties of the device for vhost_user_session_adopt() */
 VhostUserSessionFits device_fits(const Device *d);
 
 /*
- * Save and load a session: @sock is one end of a socket pair, and is closed.
- * Return false if that failed.
+ * Save and load a session. @sock is one end of a socket pair; it is closed.
+ * session_save_end() and session_load() return false on failure.
  */
 typedef struct SessionSave SessionSave;
 SessionSave *session_save_begin(VhostUserSession *session, int sock);
 bool session_save_end(SessionSave *save);
 bool session_load(VhostUserSession *session, int sock);
 
-/* An eventfd that does not block */
+/* Returns a new non-blocking eventfd. */
 int new_eventfd(void);
 
-#endif
+#endif /* TESTS_UNIT_VHOST_USER_DEVICE_H */

@@ -2,7 +2,6 @@
 """./run and its helpers: what they say to a user, and when they refuse."""
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,9 +12,9 @@ from typing import Tuple, Union
 from pycotap import TAPTestRunner
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ('build', 'stock', 'demo', 'check', 'fuzz', 'sanitize', 'lint',
-         'bisect', 'variants', 'torture', 'bench', 'docs', 'refresh', 'series',
-         'help')
+VERBS = ('demo', 'build', 'live-update', 'check', 'test', 'torture', 'fuzz',
+         'sanitize', 'bench', 'variants', 'lint', 'bisect', 'refresh',
+         'series', 'docs', 'stock', 'help')
 
 
 class FrontDoorTest(unittest.TestCase):
@@ -24,13 +23,6 @@ class FrontDoorTest(unittest.TestCase):
         tmp = tempfile.TemporaryDirectory()
         self.addCleanup(tmp.cleanup)
         self.tmp = Path(tmp.name)
-
-    def repository(self) -> Path:
-        """A copy of our tools in which nothing is built."""
-        root = self.tmp / 'repository'
-        shutil.copytree(ROOT / 'scripts', root / 'scripts')
-        shutil.copy(ROOT / 'run', root)
-        return root
 
     def call(self, *command: Union[str, Path],
              **env: str) -> 'subprocess.CompletedProcess[str]':
@@ -51,73 +43,6 @@ class FrontDoorTest(unittest.TestCase):
         self.assertEqual(r.returncode, 2)
         self.assertIn('no verb "biuld"', r.stderr)
 
-    def source(self, path: Path) -> 'subprocess.CompletedProcess[str]':
-        return self.call(self.repository() / 'tooling/source.sh',
-                         QEMU_SRC=str(path))
-
-    def qemu(self, version: str) -> Path:
-        """A tree with what source.sh looks at."""
-        tree = self.tmp / 'qemu-x'
-        for name in ('keycodemapdb', 'berkeley-softfloat-3',
-                     'berkeley-testfloat-3'):
-            (tree / 'subprojects' / name).mkdir(parents=True)
-            (tree / 'subprojects' / name / 'meson.build').write_text('')
-        (tree / 'VERSION').write_text(f'{version}\n')
-        return tree
-
-    def assert_source(self, path: Path) -> str:
-        """The path must be good as a source; return the commit made of it."""
-        r = self.source(path)
-        self.assertEqual((r.returncode, r.stderr), (0, ''))
-        git = ('git', '-C', self.tmp / 'repository/build/10.2/src')
-        files = self.call(*git, 'ls-tree', '-r', '--name-only', 'base').stdout
-        self.assertIn('VERSION\n', files)
-        self.assertIn('subprojects/keycodemapdb/meson.build\n', files)
-        return self.call(*git, 'rev-parse', 'base').stdout
-
-    def test_source_forms_give_the_same_base(self) -> None:
-        tree = self.qemu('10.2.1')
-        unpacked = self.assert_source(tree)
-
-        shutil.rmtree(self.tmp / 'repository')
-        tarball = self.tmp / 'qemu.tar.xz'
-        self.call('tar', '-cJf', tarball, '-C', self.tmp, tree.name)
-        self.assertEqual(self.assert_source(tarball), unpacked)
-
-        shutil.rmtree(self.tmp / 'repository')
-        (tree / '.gitignore').write_text('/subprojects/keycodemapdb\n')
-        self.call('git', 'init', '-q', tree)
-        self.call('git', '-C', tree, 'add', '.')
-        self.call('git', '-C', tree, '-c', 'user.name=A', '-c', 'user.email=a',
-                  'commit', '-q', '-m', 'QEMU')
-        self.assert_source(tree)
-
-    def test_source_refused(self) -> None:
-        tree = self.qemu('11.0.0')
-        (self.tmp / 'no-tarball').write_text('text')
-        (self.tmp / 'no-qemu').mkdir()
-        (self.tmp / 'no-subprojects').mkdir()
-        (self.tmp / 'no-subprojects/VERSION').write_text('10.2.0\n')
-        for path, expected in ((self.tmp / 'nowhere', 'does not exist'),
-                               (self.tmp / 'no-tarball', 'not a tarball'),
-                               (self.tmp / 'no-qemu', 'not QEMU\'s source'),
-                               (self.tmp / 'no-subprojects', 'keycodemapdb'),
-                               (tree, 'is QEMU 11.0.0')):
-            with self.subTest(expected):
-                r = self.source(path)
-                self.assertEqual(r.returncode, 1)
-                self.assertIn(expected, r.stderr)
-                self.assertFalse(
-                    (self.tmp / 'repository/build/10.2/src').exists())
-                shutil.rmtree(self.tmp / 'repository')
-
-    def test_other_source_than_before(self) -> None:
-        self.assert_source(self.qemu('10.2.0'))
-        r = self.call(self.tmp / 'repository/tooling/source.sh',
-                      QEMU_SRC='/elsewhere')
-        self.assertEqual(r.returncode, 1)
-        self.assertIn('was not made from QEMU_SRC=/elsewhere', r.stderr)
-
     def test_step_shows_the_end_of_the_log(self) -> None:
         step = ROOT / 'tooling/step.sh'
         r = self.call(step, 'working', 'logs/w.log', 'sh', '-c',
@@ -129,12 +54,21 @@ class FrontDoorTest(unittest.TestCase):
         self.assertEqual(
             self.call(step, 'working', 'w.log', 'true').returncode, 0)
 
+    def test_step_shows_progress_on_a_terminal(self) -> None:
+        step = ROOT / 'tooling/step.sh'
+        r = self.call('script', '-qec', f'{step} working w.log sh -c "echo '
+                      '[1/2]; sleep 1; echo [2/2]; sleep 1"', '/dev/null')
+        self.assertEqual(r.returncode, 0)
+        for steps in '[1/2]', '[2/2]':
+            self.assertIn(f'working (log: w.log)... {steps}', r.stdout)
+
     def count(self, *results: str, **output: str) -> Tuple[int, str]:
         log = self.tmp / 'testlog.json'
         log.write_text(''.join(
             json.dumps({'name': 'suite / name', 'result': r, **output}) + '\n'
             for r in results))
-        r = self.call(sys.executable, ROOT / 'scripts/count-results.py', log)
+        r = self.call(sys.executable, '-B', ROOT / 'tooling/count_results.py',
+                      log)
         return r.returncode, r.stdout
 
     def test_count(self) -> None:
@@ -154,6 +88,7 @@ class FrontDoorTest(unittest.TestCase):
             self.count('ERROR', stdout='1..2\nok 1 a\nnot ok 2 b\n',
                        stderr='Traceback\n  x\nOSError: no c\nthe rest\n'),
             (1, '\nsuite / name: ERROR\n  not ok 2 b\n  OSError: no c\n'
+                '  to run it alone: ./run test name\n'
                 '0 passed, 1 failed\n'))
 
 

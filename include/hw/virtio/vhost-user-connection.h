@@ -11,35 +11,37 @@
 #include "hw/virtio/vhost-user-session.h"
 
 /**
- * vhost_user_connection_session: create a session that speaks through a
- * chardev
+ * vhost_user_connection_session:
  * @user: the state with the chardev; outlives the session
  *
- * Returns: the session, free it with vhost_user_session_free()
+ * Create a session that sends and receives through the chardev of @user.
+ *
+ * Returns: the session, to be freed with vhost_user_session_free()
  */
 VhostUserSession *vhost_user_connection_session(VhostUserState *user);
 
 /**
- * vhost_user_connection_answers: wait for a connection's first reply
+ * vhost_user_connection_answers:
  * @user: the state of the connection
  *
- * A back-end that serves one front-end at a time lets others connect, and
- * leaves them without an answer.  So the first reply gets a few seconds; a
- * back-end that has given it may take its time for the others.
+ * Wait a few seconds for the first reply on a connection. A back-end that
+ * serves one front-end at a time may let a second one connect, but never
+ * replies to it. After the first reply there is no time limit.
  *
- * Returns: false if nothing came; true if something can be read, or was read
- *          before
+ * Returns: false if nothing was received; true if something can be read or was
+ *          read before
  */
 bool vhost_user_connection_answers(VhostUserState *user);
 
 /**
- * vhost_user_connection_lives: is the back-end still there?
+ * vhost_user_connection_lives:
  * @user: the state of the connection
  *
- * Asks the socket: whoever waits with the BQL held gets no events.
+ * Check whether the connection is still open. Polls the socket, because the
+ * chardev delivers no events while its user waits with the BQL held.
  *
- * Returns: false if the connection broke
+ * Returns: false if the connection broke, true otherwise
  */
 bool vhost_user_connection_lives(VhostUserState *user);
 
-#endif
+#endif /* HW_VIRTIO_VHOST_USER_CONNECTION_H */

@@ -1,15 +1,18 @@
 /*
- * What a vhost-user back-end has been told over one connection
+ * The state of a vhost-user back-end, recorded from a connection's messages
  *
- * A session watches the messages of a connection and so knows the state that
- * the back-end is in.  It can be saved, and loaded by another QEMU that takes
- * the connection over.  There, and in a QEMU that takes its own connection
- * back, the session is held: the device runs its ordinary code to set the
- * back-end up, and the session answers in the back-end's place.  In the end
- * it sends what the back-end does not know yet; that may be nothing.
+ * A session watches the messages of a connection, and so knows the state of
+ * the back-end. It can be saved, and loaded by another QEMU that takes the
+ * connection over. After that, the session is held: the device runs its
+ * ordinary code to set the back-end up, but the session stores the messages
+ * and answers in the back-end's place. The commit then sends only the messages
+ * that change the state of the back-end; there may be none. A session is also
+ * held in a QEMU that takes its own connection back.
  *
  * Messages and their effects: docs/interop/vhost-user.rst, "Front-end message
  * types".
+ *
+ * All functions are called with the BQL held.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -22,7 +25,7 @@
 /* "Vring descriptor indices": messages with a file have 8 bits for a ring */
 #define VHOST_USER_SESSION_RINGS    256
 #define VHOST_USER_SESSION_REGIONS  512
-/* Request numbers that a session can keep a value for */
+/* A session can keep a value for each request with a smaller number */
 #define VHOST_USER_SESSION_VALUES   48
 /* "Virtio device config space" */
 #define VHOST_USER_SESSION_CONFIG   256
@@ -30,12 +33,13 @@
 typedef struct VhostUserSession VhostUserSession;
 
 /**
- * VhostUserSessionOps: how a session talks to the back-end by itself
- * @send: send @len bytes at @msg with @nfds files; the files stay the
- *        caller's.
- * @receive: receive one message of at most @size bytes into @msg.
+ * VhostUserSessionOps:
+ * @send: Send @len bytes at @msg with @nfds files. The caller keeps the
+ *        ownership of the files.
+ * @receive: Receive one message of at most @size bytes into @msg.
  *
- * Both return false and set @errp if the connection fails.
+ * How a session exchanges messages with the back-end on its own account. Both
+ * return false with @errp set if the connection fails.
  */
 typedef struct VhostUserSessionOps {
     bool (*send)(void *opaque, const void *msg, size_t len,
@@ -44,216 +48,262 @@ typedef struct VhostUserSessionOps {
 } VhostUserSessionOps;
 
 /**
- * vhost_user_session_new: create the session of a connection to be made
+ * vhost_user_session_new:
  * @ops: the connection
  * @opaque: for @ops
  *
- * A session is used under the BQL.
+ * Create the session of a connection that is not made yet.
  *
- * Returns: the session, free it with vhost_user_session_free()
+ * Returns: the session, to be freed with vhost_user_session_free()
  */
 VhostUserSession *vhost_user_session_new(const VhostUserSessionOps *ops,
                                          void *opaque);
 
 /**
- * vhost_user_session_free: free a session and close its files
- * @s: a session or NULL
+ * vhost_user_session_free:
+ * @s: the session, or NULL
+ *
+ * Free a session and close its files.
  */
 void vhost_user_session_free(VhostUserSession *s);
 
 /**
- * vhost_user_session_begin: a device begins to set its back-end up
+ * vhost_user_session_begin:
  * @s: the session
  *
- * Forgets what a former connection was told.  A held session goes on: it
- * stands for the connection that was taken over.
+ * A device begins to set its back-end up. Reset the session, because its state
+ * is that of an earlier connection. A held session is not reset: its state is
+ * that of the connection that was taken over.
  */
 void vhost_user_session_begin(VhostUserSession *s);
 
 /**
- * vhost_user_session_reset: forget what the back-end was told, close all files
+ * vhost_user_session_reset:
  * @s: the session; it is not held afterwards
  *
- * The config space stays: a device that connects again does not ask for it
- * again, as the guest goes on with what it has seen.
+ * Forget the state of the back-end and close all files. The config space is
+ * kept: a device that reconnects does not read it again, because the guest
+ * keeps using the one that it has read.
  */
 void vhost_user_session_reset(VhostUserSession *s);
 
 /**
- * vhost_user_session_write: a device sends a message to the back-end
+ * vhost_user_session_write:
  * @s: the session
- * @msg: the message, header first.  Addresses in it are replaced by those
- *       that the back-end knows the memory by.
- * @fds: files that go with it; they stay the caller's
- * @nfds: how many
+ * @msg: the message, beginning with its header
+ * @fds: the files that belong to the message; the caller keeps the ownership
+ * @nfds: the number of files
  *
- * Returns: 0 if the caller is to send the message, 1 if the session has
- *          taken it and vhost_user_session_answer() has the reply, if it
- *          wants one; -errno on error
+ * A device writes a message for the back-end. Addresses in the message are
+ * replaced by the names under which the back-end knows the memory.
+ *
+ * Returns: 0 if the caller must send the message; 1 if the session has stored
+ *          or answered it, then vhost_user_session_answer() gets the reply if
+ *          the message needs one; -errno on failure
  */
 int vhost_user_session_write(VhostUserSession *s, void *msg,
                              const int *fds, size_t nfds);
 
 /**
- * vhost_user_session_read: a reply came from the back-end
+ * vhost_user_session_read:
  * @s: the session
- * @msg: the reply, header first
+ * @msg: the reply, beginning with its header
+ *
+ * The device has received a reply from the back-end.
  */
 void vhost_user_session_read(VhostUserSession *s, const void *msg);
 
 /**
- * vhost_user_session_has_replies: has the back-end ever replied?
+ * vhost_user_session_has_replies:
  * @s: the session
+ *
+ * Returns: true if the back-end has ever replied
  */
 bool vhost_user_session_has_replies(const VhostUserSession *s);
 
 /**
- * vhost_user_session_answer: get the reply to a message that was not sent
+ * vhost_user_session_answer:
  * @s: the session
- * @msg: filled in, header first
- * @size: space at @msg, in bytes
+ * @msg: buffer for the reply, which begins with its header
+ * @size: size of the buffer in bytes
  *
- * Returns: true if there was a reply
+ * Get the session's own reply to the last message that was written.
+ *
+ * Returns: true if there was a reply, false otherwise
  */
 bool vhost_user_session_answer(VhostUserSession *s, void *msg, size_t size);
 
 /**
- * vhost_user_session_has_inflight: does the back-end have an inflight region?
+ * vhost_user_session_has_inflight:
  * @s: the session
+ *
+ * Returns: true if the back-end has an inflight region
  */
 bool vhost_user_session_has_inflight(const VhostUserSession *s);
 
 /**
- * vhost_user_session_answer_fd: get the file that goes with the last reply
+ * vhost_user_session_answer_fd:
  * @s: the session
  *
- * Returns: the file, owned by the caller, or -1 if the reply was not the
- *          session's
+ * Get the file that belongs to the session's own last reply.
+ *
+ * Returns: the file, owned by the caller, or -1 if there is none
  */
 int vhost_user_session_answer_fd(VhostUserSession *s);
 
 /**
- * vhost_user_session_hold: from now on, answer in the back-end's place
+ * vhost_user_session_hold:
  * @s: the session
  *
- * Messages that would change something are kept for the commit.
+ * From now on, answer in the back-end's place, and store messages that would
+ * change the back-end's state for the commit.
  */
 void vhost_user_session_hold(VhostUserSession *s);
 
 /**
- * vhost_user_session_held: does the session answer in the back-end's place?
+ * vhost_user_session_held:
  * @s: the session
+ *
+ * Returns: true if the session answers in the back-end's place
  */
 bool vhost_user_session_held(const VhostUserSession *s);
 
 /**
- * vhost_user_session_owned: may this QEMU speak to the back-end?
+ * vhost_user_session_owned:
  * @s: the session
+ *
+ * Returns: true if this QEMU may send messages to the back-end
  */
 bool vhost_user_session_owned(const VhostUserSession *s);
 
 /**
- * vhost_user_session_own: say whether the connection is ours
+ * vhost_user_session_own:
  * @s: a held session
- * @owned: true if this QEMU may speak to the back-end
+ * @owned: true if this QEMU may send messages to the back-end
  *
- * While it is not, nothing is ever sent; a request that the session cannot
- * answer fails.  When it is, such a request goes to the back-end.
+ * Set whether this QEMU owns the connection. While it does not, nothing is
+ * ever sent, and a request that the session cannot answer fails. While it
+ * does, such a request is sent to the back-end.
  */
 void vhost_user_session_own(VhostUserSession *s, bool owned);
 
 /**
- * vhost_user_session_rewind: the device was reset
+ * vhost_user_session_rewind:
  * @s: the session
  *
- * Rings that the back-end is running, and that nobody has stopped, are not
- * those that the device will start next, even if they look the same.  No
- * effect on a session that is not held: there, the rings have been stopped.
+ * The device was reset. The back-end may still be running rings that no
+ * message has stopped. If the device starts these rings next, they are not
+ * the same, even if they are set up in the same way; so the commit stops them
+ * first. No effect on a session that is not held, because resetting the device
+ * has stopped its rings.
  */
 void vhost_user_session_rewind(VhostUserSession *s);
 
 /**
- * vhost_user_session_commit: tell the back-end what changed; end the hold
- * @s: a held session whose connection is ours
- * @errp: error
+ * vhost_user_session_commit:
+ * @s: a held session whose connection this QEMU owns
+ * @errp: pointer to a NULL-initialized error object
  *
- * Rings whose set-up changed, or that were not started again, are stopped.
+ * Send the stored messages that change the back-end's state. Running rings
+ * whose set-up changed, or that were not started again, are stopped. The
+ * session is not held afterwards.
  *
- * Returns: how many messages were sent, or -1 and @errp set if the connection
- *          failed or the back-end refused; the session is not held any more
+ * Returns: the number of messages that were sent, or -1 with @errp set if the
+ *          connection failed or the back-end refused a message
  */
 int vhost_user_session_commit(VhostUserSession *s, Error **errp);
 
 /**
- * vhost_user_session_ring_running: is the back-end processing a ring?
+ * vhost_user_session_ring_running:
  * @s: the session
- * @ring: its index
+ * @ring: the ring's index
+ *
+ * Returns: true if the back-end is processing the ring
  */
 bool vhost_user_session_ring_running(const VhostUserSession *s, unsigned ring);
 
 /**
- * vhost_user_session_ring_base: the last base of a ring, as in
- * GET_VRING_BASE or SET_VRING_BASE
+ * vhost_user_session_ring_base:
  * @s: the session
- * @ring: its index
+ * @ring: the ring's index
+ *
+ * Returns: the ring's last base, from GET_VRING_BASE or SET_VRING_BASE
  */
 uint32_t vhost_user_session_ring_base(const VhostUserSession *s,
                                       unsigned ring);
 
 /**
- * vhost_user_session_lend_kick: the file with which a running ring is kicked
+ * vhost_user_session_lend_kick:
  * @s: a held session
  * @ring: the ring's index
  *
- * A device that starts the ring with the very descriptor that this returns
- * changes nothing.
+ * Get the kick eventfd of a running ring. If the device then starts the ring
+ * with the descriptor that this function returns, the back-end keeps its own.
  *
- * Returns: a descriptor for the caller, or -1 if the back-end has none
+ * Returns: a descriptor, owned by the caller, or -1 if the back-end has none
  */
 int vhost_user_session_lend_kick(VhostUserSession *s, unsigned ring);
 
 /**
- * vhost_user_session_lend_call: the file with which a running ring interrupts
+ * vhost_user_session_lend_call:
+ * @s: a held session
+ * @ring: the ring's index
  *
- * As vhost_user_session_lend_kick().
+ * Get the call eventfd of a running ring, like vhost_user_session_lend_kick().
+ *
+ * Returns: a descriptor, owned by the caller, or -1 if the back-end has none
  */
 int vhost_user_session_lend_call(VhostUserSession *s, unsigned ring);
 
 /**
- * vhost_user_session_kick: have the back-end look at the running rings
+ * vhost_user_session_kick:
  * @s: the session
+ *
+ * Kick all running rings, so that the back-end processes them.
  */
 void vhost_user_session_kick(VhostUserSession *s);
 
 /**
- * vhost_user_session_set_channel: keep our end of the back-end's channel
+ * vhost_user_session_set_channel:
  * @s: the session
- * @fd: the socket (see VHOST_USER_SET_BACKEND_REQ_FD), owned by the session
+ * @fd: the front-end's end of the socket of VHOST_USER_SET_BACKEND_REQ_FD,
+ *      from now on owned by the session
+ *
+ * Let the session keep the front-end's end of the back-end channel.
  */
 void vhost_user_session_set_channel(VhostUserSession *s, int fd);
 
 /**
- * vhost_user_session_take_channel: take our end of the back-end's channel
+ * vhost_user_session_take_channel:
  * @s: the session
  *
- * Returns: the socket, owned by the caller, or -1 if the back-end has none
+ * Take the front-end's end of the back-end channel from the session.
+ *
+ * Returns: the socket, owned by the caller, or -1 if the session has none
  */
 int vhost_user_session_take_channel(VhostUserSession *s);
 
 /**
- * vhost_user_session_check: may the session be handed over?
+ * vhost_user_session_check:
  * @s: the session
- * @errp: error, says what is in the way
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Check whether the session can be handed over.
+ *
+ * Returns: true if it can; false with the reason in @errp otherwise
  */
 bool vhost_user_session_check(const VhostUserSession *s, Error **errp);
 
 /**
- * VhostUserSessionFits: what the device that adopts a session is like
- * @rings: number of its rings
- * @ring_size: the most entries a ring may have
- * @config_size: size of the config space in bytes
- * @has_file: is (@dev, @ino) memory of this guest, here and at the source?
+ * VhostUserSessionFits:
+ * @rings: the number of the device's rings
+ * @ring_size: the maximum number of entries of a ring
+ * @config_size: the size of the config space in bytes
+ * @has_file: Returns true if the file (@dev, @ino) is memory of this guest
+ *            that the source and this QEMU share.
  * @opaque: for @has_file
+ *
+ * The properties of the device that adopts a session.
  */
 typedef struct VhostUserSessionFits {
     unsigned rings;
@@ -264,17 +314,21 @@ typedef struct VhostUserSessionFits {
 } VhostUserSessionFits;
 
 /**
- * vhost_user_session_adopt: stand for the connection that was loaded
+ * vhost_user_session_adopt:
  * @s: a session that was loaded
- * @fits: the device
- * @errp: error, says what does not fit
+ * @fits: the properties of the device
+ * @errp: pointer to a NULL-initialized error object
  *
- * The session is held, and the connection is not ours yet.
+ * Check that a loaded session fits the device, and let it answer for the
+ * connection. The session is held, and this QEMU does not own the connection
+ * yet.
+ *
+ * Returns: true on success; false with @errp set if the session does not fit
  */
 bool vhost_user_session_adopt(VhostUserSession *s,
                               const VhostUserSessionFits *fits, Error **errp);
 
-/* A session with its files; load it into a session that was just reset. */
+/* A session with its files; load it into a session that was just reset */
 extern const VMStateDescription vmstate_vhost_user_session;
 
-#endif
+#endif /* HW_VIRTIO_VHOST_USER_SESSION_H */

@@ -1,9 +1,11 @@
 /*
- * Hand the back-end of a vhost-user device over to another QEMU
+ * Handing the back-end of a vhost-user device over to another QEMU
  *
- * A device that embeds a VhostUserTransfer, and calls it when it starts,
- * stops and is reset, can be migrated with its connection.  See
+ * A device that embeds a VhostUserTransfer, and calls it when the device
+ * starts, stops and is reset, can migrate together with its connection. See
  * docs/devel/migration/backend-transfer.rst.
+ *
+ * All functions are called with the BQL held.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -18,13 +20,16 @@
 #include "migration/backend-transfer.h"
 
 /**
- * VhostUserTransferOps: what a device type does for its transfer
- * @connect: connect to the back-end and do what realize does when it is
- *           connected: the incoming migration brings no connection.
- * @adopt: the chardev has a connection, and the session answers in the
- *         back-end's place.  Do what realize does when it is connected; do
- *         not start the device.
- * @disconnect: the connection is gone, clean up what @connect or @adopt did
+ * VhostUserTransferOps:
+ * @connect: Connect to the back-end, and do everything that realize does once
+ *           it has connected. Called if the incoming migration brings no
+ *           connection.
+ * @adopt: Do everything that realize does once it has connected, but do not
+ *         start the device. The chardev is connected already, and the session
+ *         answers in the back-end's place.
+ * @disconnect: Undo @connect or @adopt, because the connection is gone.
+ *
+ * What a device type does for its transfer.
  */
 typedef struct VhostUserTransferOps {
     bool (*connect)(VirtIODevice *vdev, Error **errp);
@@ -33,10 +38,10 @@ typedef struct VhostUserTransferOps {
 } VhostUserTransferOps;
 
 /**
- * VhostUserTransfer: the transfer of one device
+ * VhostUserTransfer:
  * @enabled: the device's property "backend-transfer"
  *
- * The other fields are private.
+ * The transfer of one device. The other fields are private.
  */
 typedef struct VhostUserTransfer {
     BackendTransfer backend;
@@ -46,12 +51,12 @@ typedef struct VhostUserTransfer {
     VhostUserState *user;
     bool enabled;
     bool waiting;               /* realized without the back-end */
-    bool detached;              /* @connection is what the chardev had */
-    bool attached;              /* and it is not settled whose it is */
-    bool lost;                  /* the back-end died when it was nobody's */
+    bool detached;              /* @connection was taken out of the chardev */
+    bool attached;              /* the chardev got it; we may not own it */
+    bool lost;                  /* the connection broke without an owner */
     ChardevTransfer connection;
     VhostUserSession *session;
-    /* What both sides must agree on */
+    /* Must be the same on both sides */
     uint32_t num_queues;
     uint32_t queue_size;
     uint32_t config_size;
@@ -59,14 +64,14 @@ typedef struct VhostUserTransfer {
 } VhostUserTransfer;
 
 /**
- * vhost_user_transfer_init: a device is being realized
- * @t: its transfer
- * @ops: what to do for it
+ * vhost_user_transfer_init:
+ * @t: the device's transfer
+ * @ops: what to do for the device
  * @vdev: the device, after virtio_init() and with its queues
  * @dev: its vhost device
  * @user: its state, after vhost_user_init()
  *
- * Called under the BQL, like all of these functions.
+ * Initialize @t. Call this when the device is realized.
  */
 void vhost_user_transfer_init(VhostUserTransfer *t,
                               const VhostUserTransferOps *ops,
@@ -74,109 +79,129 @@ void vhost_user_transfer_init(VhostUserTransfer *t,
                               VhostUserState *user);
 
 /**
- * vhost_user_transfer_cleanup: the device is being unrealized, or could not
- * be realized
- * @t: its transfer
+ * vhost_user_transfer_cleanup:
+ * @t: the device's transfer
+ *
+ * Undo vhost_user_transfer_init(). Call this when the device is unrealized,
+ * and when realizing it fails.
  */
 void vhost_user_transfer_cleanup(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_waits: shall the device be realized without its
- * back-end?
- * @t: its transfer; only @enabled needs to be set
+ * vhost_user_transfer_waits:
+ * @t: the device's transfer; only @enabled needs to be set
  *
- * True in a QEMU that waits for an incoming migration: the source still uses
- * the back-end.
+ * Check whether the device must be realized without its back-end. This is so
+ * in a QEMU that waits for an incoming migration, because the source still
+ * uses the back-end.
+ *
+ * Returns: true if the device must not connect
  */
 bool vhost_user_transfer_waits(const VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_lend: the device is about to start
- * @t: its transfer
+ * vhost_user_transfer_lend:
+ * @t: the device's transfer
  *
- * Call this before the host and guest notifiers are set up: rings that the
- * back-end is running go on with the files that it has.
+ * Give the device the kick and call eventfds of the rings that the back-end is
+ * running, so that the back-end needs no new ones. Call this when the device
+ * is about to start, before its host and guest notifiers are set up.
  */
 void vhost_user_transfer_lend(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_started: the device has started
- * @t: its transfer
- * @errp: error
+ * vhost_user_transfer_started:
+ * @t: the device's transfer
+ * @errp: pointer to a NULL-initialized error object
  *
- * Call this after vhost_dev_start().  Tells the back-end what it does not
- * know; false if that fails, then stop the device.
+ * Send the back-end everything that has changed while the session was held.
+ * Call this after vhost_dev_start(), and stop the device if this fails.
+ *
+ * Returns: true on success; false with @errp set on failure
  */
 bool vhost_user_transfer_started(VhostUserTransfer *t, Error **errp);
 
 /**
- * vhost_user_transfer_stopping: the device is about to stop
- * @t: its transfer
+ * vhost_user_transfer_stopping:
+ * @t: the device's transfer
  *
- * Call this before vhost_dev_stop().  If the VM is being handed over together
- * with its memory, the back-end keeps running the rings.
+ * Call this when the device is about to stop, before vhost_dev_stop(). If the
+ * VM is being handed over together with its memory, the back-end keeps running
+ * the rings.
  */
 void vhost_user_transfer_stopping(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_stopped: the device has stopped
- * @t: its transfer
+ * vhost_user_transfer_stopped:
+ * @t: the device's transfer
  *
- * Call this when the host and guest notifiers are gone.
+ * Call this when the device has stopped, after its host and guest notifiers
+ * were removed.
  */
 void vhost_user_transfer_stopped(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_closed: the chardev says that the connection broke
- * @t: its transfer
+ * vhost_user_transfer_closed:
+ * @t: the device's transfer
  *
- * Call this at CHR_EVENT_CLOSED.  Who does not own the back-end does not
- * connect to the next one either; it waits until it does.
+ * Call this at CHR_EVENT_CLOSED, when the connection broke. A QEMU that does
+ * not own the back-end does not reconnect before it becomes the owner.
  */
 void vhost_user_transfer_closed(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_disconnected: the connection broke
- * @t: its transfer
+ * vhost_user_transfer_disconnected:
+ * @t: the device's transfer
  *
- * Call this before vhost_dev_cleanup().  What a back-end was doing for a
- * device that is stopped has to be done again by the next one.
+ * Call this when the connection broke, before vhost_dev_cleanup(). Requests
+ * that were in flight for a stopped device will be submitted again to the next
+ * back-end.
  */
 void vhost_user_transfer_disconnected(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_reset: the device is reset
- * @t: its transfer
+ * vhost_user_transfer_reset:
+ * @t: the device's transfer
+ *
+ * Call this when the device is reset.
  */
 void vhost_user_transfer_reset(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_ram_stays: does a migration leave the memory that a
- * back-end uses where it is?
+ * vhost_user_transfer_ram_stays:
  * @dev: the vhost device
  *
- * True while a migration with backend-transfer is under way and none of the
- * memory that the back-end has is copied.  There is nothing to log then.
+ * Check whether a migration with backend-transfer is under way that copies
+ * none of the memory that a back-end can access. Then the back-end need not
+ * log its writes.
+ *
+ * Returns: true if no such memory is copied
  */
 bool vhost_user_transfer_ram_stays(struct vhost_dev *dev);
 
 /**
- * vhost_user_transfer_loaded: did the back-end come, if it was to come?
- * @t: its transfer
+ * vhost_user_transfer_loaded:
+ * @t: the device's transfer
  *
- * Call this when the device's state has been loaded; reports an error.
+ * Check that the connection was received if one was expected, and report an
+ * error if not. Call this when the device's state has been loaded.
+ *
+ * Returns: false if the connection is missing, true otherwise
  */
 bool vhost_user_transfer_loaded(VhostUserTransfer *t);
 
 /**
- * vhost_user_transfer_needed: does the migration stream have the connection?
- * @t: a device's transfer
+ * vhost_user_transfer_needed:
+ * @t: the device's transfer
  *
- * For the subsection of the device that has vmstate_vhost_user_transfer.
+ * Check whether the migration stream must contain the connection. For the
+ * device's subsection with vmstate_vhost_user_transfer.
+ *
+ * Returns: true if the subsection is needed
  */
 bool vhost_user_transfer_needed(const VhostUserTransfer *t);
 
-/* The connection and the session; in the stream after the virtqueues */
+/* The connection and the session; follows the virtqueues in the stream */
 extern const VMStateDescription vmstate_vhost_user_transfer;
 
-#endif
+#endif /* HW_VIRTIO_VHOST_USER_TRANSFER_H */

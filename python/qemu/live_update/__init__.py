@@ -2,6 +2,15 @@
 """
 Update the QEMU under a running VM
 
-See docs/system/live-update.rst for what it does, and cli.py for where it
-begins.
+docs/system/live-update.rst is the manual.  cli runs an update from its
+arguments to its exit status:
+
+  recovery   completes or undoes an earlier update that was killed
+  plan       checks whether the VM can be updated, and changes nothing
+  update     starts the new QEMU, migrates the VM, or takes it back
+  new_qemu   the new QEMU: its process, its monitor, and its private files
+  migration  the migration from the old QEMU to the new one
+
+The packages vm, host and report have what they need to know of the VM, of the
+host, and for the option --report.
 """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The command line of live-update
+The command line of live-update, and the order of its work
 """
 import argparse
 import asyncio
@@ -9,24 +9,30 @@ from typing import List, NoReturn, Optional
 
 from .error import NeedsPerson, Refused, UpdateError
 from .interruption import Interruption
-from .leftover import clear_up
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .plan import Plan
-from .record import Record
+from .recovery import recover
+from .report.record import Record
 from .update import Update, describe
+from .vm.memory import COPY
+
 
 EXIT_STATUS = """
 exit status:
   0  the VM runs in the new QEMU (with --dry-run: it could)
   1  refused; nothing was changed
-  2  failed; the old QEMU runs the VM on
-  3  needs a person: the message says what for
+  2  failed; the old QEMU still runs the VM
+  3  needs a person: the message says what to look at
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """One for which wrong usage is no failed update."""
+    """
+    Exits with status 1 (refused) on wrong usage.
+
+    The status of argparse, 2, would mean that an update has failed.
+    """
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -34,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: List[str]) -> argparse.Namespace:
-    """Take the arguments apart."""
+    """Parse the arguments; "command" is what follows "--", or None."""
     parser = Parser(
         prog='live-update', usage='live-update --qmp SOCKET --binary QEMU '
         '[OPTION...] [-- COMMAND LINE OF THE VM]',
@@ -46,15 +52,16 @@ def parse(arguments: List[str]) -> argparse.Namespace:
     parser.add_argument('--binary', metavar='QEMU', required=True,
                         help='the new QEMU')
     parser.add_argument('--dry-run', action='store_true',
-                        help='say what would be done, and do nothing')
+                        help='check whether the VM can be updated; change '
+                        'nothing')
     parser.add_argument('--json', action='store_true',
-                        help='print a JSON object per line')
+                        help='print JSON objects, one a line')
     parser.add_argument('--timeout', metavar='SECONDS', type=float,
-                        default=120, help='give up after so long, and leave '
-                        'the VM in the old QEMU (default: %(default)s)')
+                        default=120, help='give up after this time, and '
+                        'leave the VM in the old QEMU (default: %(default)s)')
     parser.add_argument('--report', metavar='FILE.html',
-                        help='write what happened, with a picture of the '
-                        'guest\'s I/O (needs Python\'s matplotlib)')
+                        help='write a report, with a picture of the guest\'s '
+                        'I/O (needs the Python module matplotlib)')
     ours, theirs = arguments, None
     if '--' in arguments:
         position = arguments.index('--')
@@ -64,42 +71,47 @@ def parse(arguments: List[str]) -> argparse.Namespace:
     return options
 
 
-async def update(options: argparse.Namespace, output: Output) -> None:
-    """Do what the user wants; raises UpdateError if it cannot be."""
+async def run(options: argparse.Namespace, output: Output) -> None:
+    """
+    Complete an earlier update, or do a new one; raises UpdateError.
+
+    With --dry-run, only check whether an update is possible.
+    """
     interruption = Interruption(options.timeout)
     record = Record(options.report, output) if options.report else None
-    if options.dry_run or not await clear_up(options.qmp, interruption,
-                                             output):
-        await update_running(options, interruption, record, output)
+    if options.dry_run or not await recover(options.qmp, interruption,
+                                            output):
+        await run_new_update(options, interruption, record, output)
 
 
-async def update_running(options: argparse.Namespace,
+async def run_new_update(options: argparse.Namespace,
                          interruption: Interruption, record: Optional[Record],
                          output: Output) -> None:
-    """The same, when nothing of an earlier update is left."""
+    """Check whether an update is possible, and do it."""
     old = Monitor('the running QEMU', options.qmp)
-    work = None
+    update = None
     try:
-        await interruption.guard(old.connect())
+        await interruption.may_end(old.connect())
         plan = Plan(old, options.binary, options.command, output)
-        await interruption.guard(plan.check())
+        await interruption.may_end(plan.check())
         if options.dry_run:
             output.plan(plan.command(), plan.describe())
             output.result('possible', 'the VM can be updated; nothing was '
                           'changed', mode=plan.mode.name)
             return
         if record:
-            await interruption.guard(record.begin(plan))
-        work = Update(plan, interruption, record, output)
-        await work.run()
+            await interruption.may_end(
+                record.begin(old, plan.mode.name == COPY))
+        update = Update(plan, interruption, record, output)
+        await update.run()
         if record:
-            await record.end(work.facts)
-        await work.check_alive()
+            await record.end(update.facts)
+        await update.check_alive()
         output.result('updated', 'the VM runs in the new QEMU, process '
-                      f'{work.facts["pid"]}', **work.facts)
+                      f'{update.facts["pid"]}', **update.facts)
     finally:
-        if work:
-            await work.close()
+        if update:
+            await update.close()
         await old.close()
 
 
@@ -109,13 +121,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
     output = Output(options.json)
     # pylint: disable=broad-exception-caught
     try:
-        asyncio.run(update(options, output))
+        asyncio.run(run(options, output))
     except MonitorError as error:
         output.fail(Refused(str(error)))
     except UpdateError as error:
         output.fail(error)
     except Exception as error:
-        # Where the VM is then, the next run finds out.
+        # The next run finds out which QEMU has the VM.
         output.fail(NeedsPerson(
             f'{describe(error)}: type the same command again, which completes '
             'the update or undoes it'))

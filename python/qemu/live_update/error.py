@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-How an update may end other than well
+The ways in which an update ends without success
 
-The exit status says what a script has to know: where the VM runs.
+The exit status tells a script which QEMU runs the VM.
 """
 
 
@@ -19,12 +19,12 @@ class Refused(UpdateError):
 
 
 class Failed(UpdateError):
-    """It was tried in vain: the old QEMU runs the VM on."""
+    """The update was begun and undone: the old QEMU runs the VM."""
     status = 'failed'
     exit = 2
 
 
 class NeedsPerson(UpdateError):
-    """What to do next is not for a program to decide."""
+    """The user has to decide what to do next; the text says what about."""
     status = 'attention'
     exit = 3

@@ -1,52 +1,61 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What ends an update early: a signal, or the clock
+A signal, or the option --timeout, ends an update early
 """
 import asyncio
 import contextlib
 import signal
-from typing import Any, Coroutine, Optional, TypeVar
+from typing import (
+    Any,
+    Coroutine,
+    Optional,
+    TypeVar,
+)
 
 from .error import Refused
 
+
 T = TypeVar('T')
-AGAIN = 0.5             # seconds
+AGAIN = 0.5             # seconds from one attempt to cancel to the next
 
 
 class Interrupted(Refused):
-    """Somebody, or the clock, put an end to it."""
+    """A signal, or the timeout, has ended the update."""
 
 
 class Interruption:
     """
-    Ends what is under guard(), and nothing else.
+    Cancels the coroutine in may_end() at a signal or at the timeout.
 
-    @param timeout: seconds until the clock does
+    A coroutine that runs outside of may_end() is never cancelled; the next
+    call of may_end() then raises Interrupted.
+
+    @param timeout: seconds from now
     """
     def __init__(self, timeout: float) -> None:
         self._why = ''
         self._task: Optional['asyncio.Task[Any]'] = None
         self._loop = asyncio.get_running_loop()
-        # Not the loop's own handlers: they would go with the loop, and a late
-        # signal would end a program that has done its work.
+        # Handlers of the event loop would be removed when the loop ends, and
+        # a signal after that would end a program whose update has succeeded.
         for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
             signal.signal(number, self._on_signal)
-        self._loop.call_later(timeout, self._stop,
-                              f'it took more than {timeout:g} s')
+        self._loop.call_later(timeout, self._cancel,
+                              f'the update took more than {timeout:g} s')
 
     def _on_signal(self, *_: object) -> None:
         with contextlib.suppress(RuntimeError):     # the loop has ended
-            self._loop.call_soon_threadsafe(self._stop, 'interrupted')
+            self._loop.call_soon_threadsafe(self._cancel, 'interrupted')
 
-    def _stop(self, why: str) -> None:
+    def _cancel(self, why: str) -> None:
         self._why = self._why or why
         if self._task:
             self._task.cancel()
-            # Before Python 3.12, asyncio.wait_for() may lose it.
-            self._loop.call_later(AGAIN, self._stop, why)
+            # Before Python 3.12, asyncio.wait_for() may lose a cancellation.
+            self._loop.call_later(AGAIN, self._cancel, why)
 
-    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something; raises Interrupted if it was not done to its end."""
+    async def may_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine; raises Interrupted if it was cancelled."""
         if self._why:
             work.close()
             raise Interrupted(self._why)

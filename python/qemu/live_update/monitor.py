@@ -1,36 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A QEMU's monitor (QMP), and what an update asks it
+A connection to the monitor (QMP) of a QEMU, and the commands of an update
 """
 import asyncio
 import contextlib
 import logging
 import socket
-from typing import Any, Dict, List, Optional, Set
+from typing import (
+    Any,
+    Dict,
+    List,
+    Optional,
+    Set,
+)
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
-from .process import listener
+from .host.process import pid_of_server
+from .waiting import until
+
 
 ANSWER = 10             # seconds within which a monitor must answer
-BEGIN = 60              # the same for a QEMU that begins, on a busy host
-ATTEMPTS = 3
-# The states of a migration that has begun and not ended.
-UNDER_WAY = ('setup', 'active', 'device', 'cancelling', 'wait-unplug',
-             'pre-switchover')
+BEGIN = 60              # for the first answer of a QEMU that has just started
+ATTEMPTS = 3            # to connect
 
 
 class MonitorError(Exception):
-    """A monitor did not do as it was told; says why."""
+    """A command of a monitor failed; the text says why."""
 
 
-def _may_pass(error: Optional[BaseException]) -> bool:
+def _is_transient(error: Optional[BaseException]) -> bool:
     """
-    Could it be otherwise the next time?
+    May another attempt to connect succeed?
 
-    QEMU may end the connection of a client that comes in the moment in which
-    another one leaves, or send an event before its first answer, which the
-    library takes for an answer (AssertionError).
+    QEMU may close the connection of a client that connects while another
+    client disconnects.  It may also send an event before its first answer;
+    then qemu.qmp raises AssertionError, since it expects an answer.
     """
     while error and not isinstance(error, (
             EOFError, BrokenPipeError, ConnectionResetError, AssertionError)):
@@ -40,33 +45,36 @@ def _may_pass(error: Optional[BaseException]) -> bool:
 
 class Monitor:
     """
-    A connection to a QEMU's monitor.
+    A connection to the monitor of a QEMU.
+
+    pid: the QEMU process; 0 before connect()
 
     @param name: which QEMU, for messages
     @param path: of the UNIX socket
-    @param begins: is it a QEMU of ours, to whose monitor nobody else comes?
+    @param is_new: has live-update just started that QEMU?  It may take longer
+                   to answer, and has no other client.
     """
-    def __init__(self, name: str, path: str, begins: bool = False) -> None:
+    def __init__(self, name: str, path: str, is_new: bool = False) -> None:
         self.name = name
         self.path = path
-        self._begins = begins
+        self._is_new = is_new
         self.pid = 0
         self.qmp = self._client()
 
     def _client(self) -> QMPClient:
         client = QMPClient(self.name)
-        # Errors reach the user as messages of ours.
+        # The user sees errors as messages of live-update.
         client.logger.setLevel(logging.CRITICAL)
         return client
 
     async def connect(self) -> None:
-        """Connect; pid is then the process that listens there."""
+        """Connect, and find out the pid."""
         for _ in range(ATTEMPTS - 1):
             try:
                 await self._connect()
                 return
             except MonitorError as error:
-                if not _may_pass(error):
+                if not _is_transient(error):
                     raise
                 self.qmp = self._client()
         await self._connect()
@@ -82,44 +90,46 @@ class Monitor:
                 raise
             raise MonitorError(f"cannot connect to the monitor '{self.path}' "
                                f'of {self.name}: {error}') from error
-        self.pid = listener(client)
+        self.pid = pid_of_server(client)
         await self.use(client)
 
     async def _reach(self, client: socket.socket) -> None:
-        """Connect a socket; a queue that is full may be so for a moment."""
-        for _ in range(ANSWER * 100):
+        """Connect a socket, when the queue of the server has room for it."""
+        async def is_connected() -> bool:
             with contextlib.suppress(BlockingIOError):
                 client.connect(self.path)
-                return
-            await asyncio.sleep(0.01)
-        client.connect(self.path)
+                return True
+            return False
+
+        if not await until(is_connected, ANSWER):
+            client.connect(self.path)
 
     async def use(self, client: socket.socket) -> None:
-        """Talk to a monitor over a socket that is connected to it."""
+        """Begin a QMP session on a socket that is connected to a monitor."""
         client.setblocking(False)
-        patience = BEGIN if self._begins else ANSWER
+        timeout = BEGIN if self._is_new else ANSWER
         try:
-            await asyncio.wait_for(self.qmp.connect(client), patience)
+            await asyncio.wait_for(self.qmp.connect(client), timeout)
         except asyncio.TimeoutError:
             raise MonitorError(
                 f'the monitor of {self.name} does not answer within '
-                f'{patience} s' + (
-                    '; it serves one client at a time: end the other one, or '
-                    'name a monitor that is free'
-                    if self.path and not self._begins else '')) from None
+                f'{timeout} s' + (
+                    '; it serves one client at a time: end the other client, '
+                    'or name another monitor'
+                    if self.path and not self._is_new else '')) from None
         except (OSError, EOFError, QMPError) as error:
             raise MonitorError(f'the monitor of {self.name} does not speak '
                                f'QMP: {error}') from error
 
     async def close(self) -> None:
-        """Let go of the monitor."""
+        """Disconnect."""
         try:
             await self.qmp.disconnect()
         except (QMPError, EOFError, OSError):
-            pass                # it has ended
+            pass                # QEMU has ended
 
     async def ask(self, command: str, **arguments: object) -> Any:
-        """Have a command executed; '_' in names of arguments is '-'."""
+        """Execute a command; "_" in the names of arguments means "-"."""
         try:
             return await asyncio.wait_for(
                 self.qmp.execute(command, {
@@ -133,7 +143,7 @@ class Monitor:
         except (QMPError, EOFError, OSError) as error:
             raise MonitorError(f'{self.name} has ended') from error
 
-    # What it is
+    # The VM and its migration
 
     async def version(self) -> str:
         """The version of QEMU."""
@@ -145,17 +155,17 @@ class Monitor:
         return str((await self.ask('query-status'))['status'])
 
     async def migration(self) -> Dict[str, Any]:
-        """How migration stands."""
+        """The state of migration (query-migrate)."""
         answer: Dict[str, Any] = await self.ask('query-migrate')
         return answer
 
     async def capabilities(self) -> Dict[str, bool]:
-        """The capabilities of migration that it knows, and their states."""
+        """The capabilities of migration, and whether they are on."""
         return {item['capability']: item['state']
                 for item in await self.ask('query-migrate-capabilities')}
 
     async def set_capabilities(self, **states: bool) -> None:
-        """Set capabilities of migration."""
+        """Switch capabilities of migration on or off."""
         await self.ask('migrate-set-capabilities', capabilities=[
             {'capability': name.replace('_', '-'), 'state': state}
             for name, state in states.items()])
@@ -165,23 +175,23 @@ class Monitor:
         answer: Dict[str, Any] = await self.ask('query-migrate-parameters')
         return answer
 
-    # The tree of its objects
+    # The tree of QOM objects
 
     async def children(self, path: str) -> Dict[str, str]:
-        """The types of an object's children, by their names."""
+        """The types of the children of an object, by their names."""
         return {item['name']: item['type'][len('child<'):-1]
                 for item in await self.ask('qom-list', path=path)
                 if item['type'].startswith('child<')}
 
     async def get(self, path: str, name: str) -> Any:
-        """The value of an object's property; None: it cannot be read."""
+        """The value of a property of an object; None: it cannot be read."""
         try:
             return await self.ask('qom-get', path=path, property=name)
         except MonitorError:
             return None
 
     async def properties(self, driver: str) -> Optional[Dict[str, Any]]:
-        """The properties of a device type, with defaults; None: not known."""
+        """The properties of a device type; None: QEMU lacks the type."""
         try:
             answer: List[Dict[str, Any]] = await self.ask(
                 'device-list-properties', typename=driver)
@@ -190,15 +200,15 @@ class Monitor:
         return {item['name']: item for item in answer}
 
     async def chardevs(self) -> Dict[str, Dict[str, Any]]:
-        """What is known of each chardev."""
+        """The state of each chardev (query-chardev), by its name."""
         return {item['label']: item
                 for item in await self.ask('query-chardev')}
 
     async def machine(self) -> str:
-        """The type of the VM's machine."""
+        """The machine type of the VM, with its version."""
         name = str(await self.get('/machine', 'type'))
         return name[:-len('-machine')]
 
     async def machines(self) -> Set[str]:
-        """The types of machines that it knows."""
+        """The machine types that QEMU knows."""
         return {item['name'] for item in await self.ask('query-machines')}

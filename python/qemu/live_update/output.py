@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What the user is told: lines of text, or a JSON object per line
+What the user is told: lines of text, or a JSON object a line
 """
 import contextlib
 import io
@@ -10,9 +10,15 @@ import shlex
 import sys
 import textwrap
 import time
-from typing import Any, Callable, Dict, List
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+)
 
 from .error import UpdateError
+
 
 WIDTH = 80
 COLOURS = {'ok': '32', 'warning': '33', 'refused': '31', 'updated': '1;32',
@@ -21,13 +27,13 @@ COLOURS = {'ok': '32', 'warning': '33', 'refused': '31', 'updated': '1;32',
 
 class Output:
     """
-    Tells the user of each event, and remembers it.
+    Prints each event of an update, and keeps it.
 
-    events: all of them, in order, as they are in JSON
-    exit: the exit status that the result stands for
-    at_end: is called with the result, before the user is told
+    events: all events, in order, as JSON objects
+    exit: the exit status of the result
+    at_end: is called with the result, before that is printed
 
-    @param as_json: for programs
+    @param as_json: print JSON objects, for programs
     """
     def __init__(self, as_json: bool) -> None:
         self.events: List[Dict[str, Any]] = []
@@ -36,29 +42,29 @@ class Output:
         self._start = time.time()
         self._colours = False
         self.at_end: Callable[[Dict[str, Any]], None] = lambda result: None
-        if sys.stdout:          # None: it was closed
+        if sys.stdout:          # None: live-update was started without it
             self._colours = sys.stdout.isatty()
             if isinstance(sys.stdout, io.TextIOWrapper):
-                # Names of files may be no text.
+                # The name of a file may be invalid in its encoding.
                 sys.stdout.reconfigure(errors='backslashreplace')
 
     def check(self, name: str, verdict: str, message: str) -> None:
-        """Something was looked at: 'ok', 'warning' or 'refused'."""
+        """A check was done; its verdict is 'ok', 'warning' or 'refused'."""
         self._tell({'event': 'check', 'name': name, 'verdict': verdict,
                     'message': message},
                    f'{verdict:8}', f'{name}: {message}', verdict)
 
     def step(self, name: str, message: str) -> None:
-        """Something was done."""
+        """A step of the update was done."""
         self._tell({'event': 'step', 'name': name, 'message': message},
                    f'{time.time() - self._start:6.2f} s', message)
 
     def plan(self, command: List[str], text: str) -> None:
-        """What would be done; the command starts the new QEMU."""
+        """What an update would do; the command starts the new QEMU."""
         self._tell({'event': 'plan', 'command': command, 'message': text},
                    'plan', text)
         if not self._json:
-            # To be copied: an option a line.
+            # The user may copy it to a shell: an option a line.
             self._print('\n  ' + ''.join(
                 (' \\\n    ' if word.startswith('-') else ' ' * bool(number)) +
                 shlex.quote(word) for number, word in enumerate(command)) +
@@ -66,7 +72,7 @@ class Output:
 
     def result(self, status: str, message: str, exit_status: int = 0,
                **more: object) -> None:
-        """How it ended."""
+        """The update has ended."""
         self.exit = exit_status
         result = {'event': 'result', 'status': status, 'message': message,
                   'exit': exit_status, **more}
@@ -74,7 +80,7 @@ class Output:
         self._tell(result, f'{status:8}', message, status)
 
     def fail(self, error: UpdateError) -> None:
-        """It ended other than well."""
+        """The update has ended with an error."""
         self.result(error.status, str(error), error.exit)
 
     def _tell(self, event: Dict[str, Any], head: str, text: str,
@@ -84,7 +90,7 @@ class Output:
         if self._json:
             line = json.dumps(event)
         else:
-            # Words stay whole: they may be names of files to copy.
+            # Words stay whole, since the user may copy names of files.
             line = textwrap.fill(
                 text, WIDTH, initial_indent=f'{head:10}',
                 subsequent_indent=' ' * 10, break_long_words=False,
@@ -96,10 +102,11 @@ class Output:
 
     @staticmethod
     def _print(text: str) -> None:
-        """An update goes on, also if nobody reads what it says."""
+        """Print a text; an update continues also if that fails."""
         try:
             print(text, flush=True)
         except OSError:
-            # Python would say at its end that it still cannot be written.
+            # Otherwise Python would try to write the text again when it
+            # exits, and complain.
             with contextlib.suppress(OSError), open(os.devnull, 'wb') as null:
                 os.dup2(null.fileno(), sys.stdout.fileno())

@@ -1,29 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What has to be done for an update, and whether it can be, before it is begun
+Check whether a VM can be updated, and plan how
 
 Nothing here changes the VM or its QEMU.
 """
 import os
 from pathlib import Path
-from typing import Awaitable, Dict, List, Optional, Sequence
+from typing import (
+    Awaitable,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+)
 
-from . import blocks
-from .cmdline import CommandLine, is_on
-from .confinement import Confinement
-from .devices import Catalog, Device, devices
 from .error import Refused
-from .memory import CPR, IGNORE_SHARED, Mode, choose_mode
-from .monitor import UNDER_WAY, Monitor, MonitorError
-from .names import Names
+from .host.confinement import Confinement
+from .host.private_files import PrivateFiles
+from .host.process import Process
+from .migration import PARAMETER, UNDER_WAY
+from .monitor import Monitor, MonitorError
 from .output import Output
 from .probe import Probe
-from .process import Process
+from .vm import blocks
+from .vm.cmdline import CommandLine, is_on
+from .vm.devices import Device, DeviceOptions, devices
+from .vm.memory import (
+    CPR,
+    IGNORE_SHARED,
+    Mode,
+    choose_mode,
+)
 
-PARAMETER = PROPERTY = 'backend-transfer'
-# In these states a VM can be moved, and goes on in the new QEMU as it was.
+
+PROPERTY = 'backend-transfer'       # of a device
+# The run states in which a VM can be updated.
 STATES = 'running', 'paused'
-# Networks whose device serves one process.
+# Networks whose host device can be open in one process only.
 EXCLUSIVE_NETWORKS = 'tap', 'bridge', 'vhost-vdpa', 'af-xdp', 'netmap'
 
 
@@ -31,11 +44,19 @@ class Plan:
     """
     An update that is possible.
 
-    check() must have been called before the rest means anything.
+    check() sets all attributes; call it first.
 
-    @param monitor: of the QEMU that runs the VM, connected
+    process: the old QEMU, which runs the VM
+    options: the command line of the new QEMU
+    mode: how guest memory gets to the new QEMU
+    transfer: do both QEMUs have backend-transfer?
+    status: the run state of the VM
+    devices: the devices that the VM has now
+    files: the sockets and the pid file of the new QEMU
+
+    @param monitor: of the old QEMU, connected
     @param binary: the new QEMU
-    @param given: the VM's command line, if it is not to be read
+    @param given: the VM's command line; None: take that of the old QEMU
     """
     # pylint: disable=too-many-instance-attributes
 
@@ -52,13 +73,13 @@ class Plan:
         self._given = given
         self._output = output
         users = self.process.users
-        self.names = Names(self.process.folder,
-                           (users['Uid'][1], users['Gid'][1]))
+        self.files = PrivateFiles(self.process.folder,
+                                  (users['Uid'][1], users['Gid'][1]))
         self._refusals: List[str] = []
         self._channels = Path()
 
     async def check(self) -> None:
-        """Look at all that decides whether the VM can be updated."""
+        """Do all checks; raises Refused if the VM cannot be updated."""
         await self._try('VM', self._check_vm())
         if not self._refusals:
             await self._try('block', blocks.check_work(self.monitor))
@@ -113,19 +134,20 @@ class Plan:
         options.set_machine(await self.monitor.machine())
         self.devices = await devices(self.monitor)
         if self._given is None:
-            catalog = Catalog(self.monitor, options)
-            await catalog.reproduce(self.devices)
-            for change in catalog.changes:
+            current = DeviceOptions(self.monitor, options)
+            await current.follow(self.devices)
+            for change in current.changes:
                 self._output.check('command', 'ok', f'{change} since the VM '
-                                   'was started: the command line follows')
-            for loss in catalog.losses:
+                                   'was started: the new command line has '
+                                   'that change')
+            for loss in current.losses:
                 self._output.check('command', 'warning', loss)
         options.check()
         self._check_networks(options)
         await self._check_limits(options)
         await self._check_terminals(options)
-        options.keep_files()
-        options.rename(self.names.private, {
+        options.append_to_files()
+        options.rename_files(self.files.private, {
             str(option.keys().get('chardev'))
             for option in options.named('device')
             if 'vhost-user' in option.value})
@@ -160,24 +182,24 @@ class Plan:
                 'line: set them again after the update')
 
     async def _check_terminals(self, options: CommandLine) -> None:
-        """Say which terminals get another name."""
+        """Warn of terminals (pty) that get another name."""
         stay = {option.id for option in options.named('chardev')
                 if 'path' in option.keys()}
         for name, state in (await self.monitor.chardevs()).items():
             if state['filename'].startswith('pty:') and name not in stay:
                 self._output.check(
                     'terminal', 'warning', f"'{name}' is at "
-                    f'{state["filename"][len("pty:"):]}, and will be at '
+                    f'{state["filename"][len("pty:"):]} now, and will have '
                     'another name, which "query-chardev" tells')
 
     def _find_monitor(self) -> None:
         wanted = os.path.abspath(self.monitor.path)
-        private = self.names.private(wanted)
+        private = self.files.private(wanted)
         if not any(private in option.value for option in self.options):
             raise Refused(
-                f"the command line has no monitor at '{wanted}' (as a UNIX "
-                'socket with server=on), so that the new QEMU would have '
-                'none; name one that it has')
+                f"the command line has no monitor at '{wanted}' (a UNIX "
+                'socket with server=on), so the new QEMU would not have it; '
+                'use --qmp with a monitor that is on the command line')
         self._channels = Path(private).parent
 
     async def _check_memory(self) -> None:
@@ -208,7 +230,7 @@ class Plan:
                                                        new))
 
     def _check_confinement(self, new: Confinement) -> None:
-        """Would the new QEMU have the rights of the old one?"""
+        """Refuse an update if the new QEMU would have other rights."""
         sandbox = any(
             is_on(option.keys().get('', option.keys().get('enable')))
             for option in self.options.named('sandbox'))
@@ -218,12 +240,18 @@ class Plan:
             raise Refused(
                 'the new QEMU would run with other rights than process '
                 f'{self.process.pid}: {"; ".join(differences)}; run this as '
-                'root, and with what confines the VM from outside (a '
-                'systemd service, runcon, aa-exec)')
+                'root, and with the confinement that the VM was started with '
+                '(by a systemd service, runcon or aa-exec)')
 
     async def _check_device(self, device: Device, here: bool, there: bool,
                             new: Monitor) -> None:
-        """Can it be moved?  here, there: which QEMU has the parameter?"""
+        """
+        Refuse a device whose back-end cannot be handed over.
+
+        @param here: does the old QEMU have backend-transfer?
+        @param there: does the new QEMU have it?
+        @param new: of the probe
+        """
         what = f"the device '{device.name}' ({device.driver})"
         takes_part = await self.monitor.get(device.path, PROPERTY)
         if takes_part is None:
@@ -232,22 +260,23 @@ class Plan:
                               'yet; unplug it first')
             raise Refused(
                 f'the running QEMU cannot hand over the back-end of {what}: '
-                'it is without backend-transfer; unplug the device first, or '
-                'start the VM anew with a QEMU that has it')
+                'it lacks backend-transfer; unplug the device first, or '
+                'restart the VM with a QEMU that has it')
         if not there or PROPERTY not in (
                 await new.properties(device.driver) or {}):
             raise Refused(f"'{self.binary}' cannot take over the back-end of "
                           f'{what}; take a QEMU that has backend-transfer')
         if not takes_part:
             self._output.check(
-                device.name, 'warning', 'has backend-transfer=off: it '
-                'connects anew, which its back-end must allow')
+                device.name, 'warning', 'has backend-transfer=off: the new '
+                'QEMU opens a second connection to its back-end, which the '
+                'back-end must allow')
             return
         chardev = await self.monitor.get(device.path, 'chardev')
         state = (await self.monitor.chardevs())[chardev]
         if state['filename'].startswith('disconnected:'):
             raise Refused(
-                f"the back-end of {what} is not there: '{chardev}' is "
+                f"the back-end of {what} is not connected: '{chardev}' is "
                 f"{state['filename']}; start the back-end first")
         self._output.check(device.name, 'ok', f'{device.driver}, back-end at '
                            f'{state["filename"]}: handed over')
@@ -275,19 +304,19 @@ class Plan:
         return self.channel(Path(self.monitor.path).name)
 
     def channel(self, name: str) -> str:
-        """The path of a socket between the two QEMUs: names.CHANNELS."""
+        """The path of one of private_files.CHANNELS, or of the monitor."""
         return str(self._channels / name)
 
     @property
     def drops_privileges(self) -> bool:
-        """Will the new QEMU change its user by itself?"""
+        """Will the new QEMU change its user by an option?"""
         return any(option.name == 'runas' or
                    option.name == 'run-with' and 'user' in option.keys()
                    for option in self.options)
 
     def describe(self) -> str:
-        """What would be done, in words."""
+        """What an update would do, in words."""
         return (f'migrate with {self.mode.name}' +
                 (' and backend-transfer' if self.transfer else '') +
-                ' to a new QEMU; give it the names of the VM\'s files, and '
-                'end the old one')
+                ' to a new QEMU; move its sockets and pid file to the names '
+                'of those of the old QEMU; and end the old QEMU')

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-A QEMU without a VM, to ask what a binary knows
+Run the new binary without a VM, to find out what it supports
 """
 import contextlib
 import ctypes
@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Optional, Type
 
 from .error import Refused
+from .host.process import Process
 from .monitor import Monitor, MonitorError
-from .process import Process
 
 
 def die_with(parent: int) -> None:
@@ -22,16 +22,19 @@ def die_with(parent: int) -> None:
     set_pdeathsig = 1
     ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)    # it was, a moment ago
+        # The parent was killed before prctl() was called.
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Probe:
     """
-    A QEMU that runs nothing, for an "async with" block; gives its monitor.
+    A QEMU with the machine "none", for an "async with" block.
+
+    The block gets its monitor.
 
     @param binary: the program
-    @param like: the process in whose way it is run
-    @param as_user: is it as the same user, too?
+    @param like: the process whose attributes it gets; see run_like()
+    @param as_user: does it get the user and groups of that process, too?
     """
     def __init__(self, binary: str, like: Process, as_user: bool) -> None:
         self._binary = binary
@@ -67,14 +70,14 @@ class Probe:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """The number of its process."""
         assert self._process
         return self._process.pid
 
     def _end(self) -> str:
-        """End it; what did it print?"""
+        """Kill it; returns what it has printed."""
         assert self._process
-        # With what it has started, if it is a script.
+        # The binary may be a script: kill the processes of its group, too.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.communicate()[1].decode(errors='replace').strip()

@@ -1,4 +1,0 @@
-# SPDX-License-Identifier: GPL-2.0-or-later
-"""
-Inputs for the fuzz targets in tests/unit, recorded from real transfers
-"""
