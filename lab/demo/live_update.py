@@ -14,8 +14,8 @@ import sys
 import textwrap
 from typing import Dict, List, Tuple
 
-from qemu.live_update.report import Step
-from qemu.live_update.rings import NotWatchable
+from qemu.live_update.report.html import Step
+from qemu.live_update.report.rings import NotWatchable
 from qemu.qmp import QMPError
 
 from lab import IMAGE, ROOT, existing

@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any, Dict, Iterable, NamedTuple
 
-from qemu.live_update.rings import Request, Watch, quiet
+from qemu.live_update.report.rings import Request, Watch, gaps
 
 from lab.machines.agent import Guest, GuestError, Reply
 from lab.machines.watch import wait_for
@@ -97,7 +97,7 @@ def of_disk(requests: Iterable[Request], disk: str) -> 'list[Request]':
 def longest_gap(requests: Iterable[Request], begin: float,
                 end: float) -> float:
     """The longest time without a completion of "data", in seconds."""
-    return max(later - earlier for earlier, later in quiet(
+    return max(later - earlier for earlier, later in gaps(
         of_disk(requests, 'data'), begin, end))
 
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
 
-from qemu.live_update.report import Step
-from qemu.live_update.rings import Request, Watch, find_rings
+from qemu.live_update.report.html import Step
+from qemu.live_update.report.rings import Request, Watch, find_rings
 
 from lab import OBJ, STOCK_OBJ
 from lab.machines.agent import Guest

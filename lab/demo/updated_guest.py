@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
-from qemu.live_update.rings import Watch, find_rings
+from qemu.live_update.report.rings import Watch, find_rings
 
 from lab import OBJ
 from lab.machines.agent import Guest

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, List, Optional, Type
 
-from qemu.live_update.process import is_listening
+from qemu.live_update.host.process import is_listening
 
 from lab import OBJ, existing
 

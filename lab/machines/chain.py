@@ -8,7 +8,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from qemu.live_update.process import is_listening
+from qemu.live_update.host.process import is_listening
 
 from .agent import Guest
 from .disks import Disk

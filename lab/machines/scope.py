@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Callable, Iterable, List, TypeVar
 
-from qemu.live_update.process import find
+from qemu.live_update.host.process import find
 
 from .backend import Backend, SampleBackend, StorageDaemon, make_disk
 from .evidence import describe_all

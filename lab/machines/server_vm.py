@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
-from qemu.live_update.process import Process
+from qemu.live_update.host.process import Process
 from qemu.qmp import QMPError
 
 from lab import IMAGE, OBJ, existing

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence,
                     Set, Tuple)
 
-from qemu.live_update.process import Process, find
+from qemu.live_update.host.process import Process, find
 from qemu.qmp import QMPError
 
 from lab import OBJ

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional
 
 from qemu.live_update.monitor import ANSWER
-from qemu.live_update.process import find
+from qemu.live_update.host.process import find
 
 from lab.machines.backend import make_disk
 from lab.machines.chain import CPR, IGNORE_SHARED
@@ -248,8 +248,9 @@ class Accidents(LiveUpdateTest):
     def test_stopped_in_stream(self) -> None:
         """The VM is stopped by another monitor, then the update fails."""
         vm = self.started()
-        tool = vm.tool(fault=('start', 'from qemu.live_update import update'
-                              '; update.SENDER["max-bandwidth"] = 4096'))
+        tool = vm.tool(fault=(
+            'start', 'from qemu.live_update import migration; '
+            'migration.SENDER["max-bandwidth"] = 4096'))
         self.assertTrue(tool.wait_for('start'))
         wait_for('it is on its way', lambda: self.second(
             vm, 'query-migrate').get('status') == 'active')

@@ -7,8 +7,8 @@ blkverify says how many requests there were.
 import time
 from typing import Any, Awaitable, Callable, List, Tuple
 
-from qemu.live_update.rings import (NotWatchable, Ring, Watch, find_rings,
-                                    locate)
+from qemu.live_update.report.rings import (NotWatchable, Ring, Watch,
+                                           find_rings, locate)
 
 from lab.machines.backend import THROTTLE, StorageDaemon, make_disk
 from lab.machines.chain import COPY, CPR, IGNORE_SHARED, Chain, status

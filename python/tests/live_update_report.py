@@ -12,9 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import List, Optional, Tuple
 
-from qemu.live_update import picture
-from qemu.live_update.report import Report, Step, Table, Text, write
-from qemu.live_update.rings import Request
+from qemu.live_update.report import picture
+from qemu.live_update.report.html import Report, Step, Table, Text, write
+from qemu.live_update.report.rings import Request
 
 NASTY = '</pre><script src="x">\'& $\\x$'
 VOID = 'meta'

@@ -10,7 +10,7 @@ import time
 import unittest
 from typing import List
 
-from qemu.live_update.rings import Queue, Request, Ring, quiet
+from qemu.live_update.report.rings import Queue, Request, Ring, gaps
 
 SIZE = 8
 
@@ -241,13 +241,13 @@ class Decoding(unittest.TestCase):
         queue.look()
         self.assertEqual((self.requests, queue.missed), ([], 1))
 
-    def test_quiet(self) -> None:
+    def test_gaps(self) -> None:
         """Gaps are not cut if a request tells of their ends."""
         requests = [Request('d', 0, None, when, None) for when in (8, 2, 3)]
-        self.assertEqual(quiet(requests, 2.5, 5), [(2, 3), (3, 8)])
-        self.assertEqual(quiet(requests, 1, 9),
+        self.assertEqual(gaps(requests, 2.5, 5), [(2, 3), (3, 8)])
+        self.assertEqual(gaps(requests, 1, 9),
                          [(1, 2), (2, 3), (3, 8), (8, 9)])
-        self.assertEqual(quiet([], 1, 9), [(1, 9)])
+        self.assertEqual(gaps([], 1, 9), [(1, 9)])
 
 
 if __name__ == '__main__':

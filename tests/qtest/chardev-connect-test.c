@@ -1173,8 +1173,8 @@ static void test_blk_null_chardev(Fixture *f, const void *data)
 }
 
 /*
- * The command line: QEMU exits with status 1 on these errors, as it did before
- * deferred connecting.
+ * The command line. QEMU exits with status 1 if it cannot connect, as it does
+ * without deferred connect.
  */
 
 #define DEAD_CHARDEV " -chardev socket,id=c0,path=@ "
