@@ -3,13 +3,13 @@
 
 usage: python3 -m tooling.asan_tests OBJ OUTPUT TEST...
 
-OBJ is a build folder of QEMU without sanitizers in which the unit tests TEST...
-are built; they are targets such as tests/unit/test-char.  Prints a Ninja file,
-to be run in OBJ, which makes the programs OUTPUT/TEST.  Each object that the
-linker was given by name is compiled again with ASan and UBSan: the test, the
-code that it tests, chardevs, channels, objects and the migration stream.  Only
-the archive libqemuutil.a (500 objects) is linked as it is: no unit test of the
-series tests it.  ./run sanitize builds all of QEMU with sanitizers.
+OBJ is a build folder of QEMU without sanitizers.  TEST is a target of it that
+is built, such as tests/unit/test-char.  Prints a Ninja file, to be run in OBJ,
+which makes the programs OUTPUT/TEST.  Each object that the linker was given by
+name is compiled again with ASan and UBSan: the test, the code that it tests,
+chardevs, channels, objects and the migration stream.  Only the archive
+libqemuutil.a (500 objects) is linked as it is: no unit test of the series
+tests it.  ./run sanitize builds all of QEMU with sanitizers.
 """
 import json
 import shlex

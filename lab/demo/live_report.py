@@ -10,8 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import List, Sequence, Tuple
 
-from qemu.live_update.report.picture import Mark, Panel, draw, png, svg
 from qemu.live_update.report.html import Report, Step, Table, Text, write
+from qemu.live_update.report.picture import Mark, Panel, draw, png, svg
 
 from lab import OBJ, ROOT, STOCK_OBJ
 

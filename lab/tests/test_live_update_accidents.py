@@ -15,8 +15,8 @@ import unittest
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
-from qemu.live_update.monitor import ANSWER
 from qemu.live_update.host.process import find
+from qemu.live_update.monitor import ANSWER
 
 from lab.machines.backend import make_disk
 from lab.machines.chain import CPR, IGNORE_SHARED
@@ -60,7 +60,7 @@ class Accidents(LiveUpdateTest):
                 for pid in find(str(vm.folder)):
                     if pid not in (old, tool.pid):
                         os.kill(pid, signal.SIGKILL)
-                wait_for('it ends', lambda: set(find(str(vm.folder))) <=
+                wait_for('QEMU ends', lambda: set(find(str(vm.folder))) <=
                          {old, tool.pid})
             if 'tool' in ends:
                 tool.kill()
@@ -178,7 +178,7 @@ class Accidents(LiveUpdateTest):
         tool = vm.tool(fault=(
             'binary', 'resource.setrlimit = lambda *_: time.sleep(0.05)'))
         self.assertTrue(tool.wait_for('binary'))
-        wait_for('it is there', lambda: list(
+        wait_for('live-update has a child', lambda: list(
             vm.qemu.folder.glob(f'{PREFIX}*/old')) and
             Path(f'/proc/{tool.pid}/task/{tool.pid}/children').read_text(
                 'ascii'))
@@ -224,7 +224,7 @@ class Accidents(LiveUpdateTest):
             with open(image, 'rb') as file:
                 fcntl.lockf(file, fcntl.LOCK_SH, 1, write)
                 with self.cut(vm, 'migrate', *ends) as tool:
-                    wait_for('it is over', lambda: self.second(
+                    wait_for('migration ends', lambda: self.second(
                         vm, 'query-migrate', f'{PREFIX}*').get('status')
                         == 'completed')
             begin = time.monotonic()
@@ -248,11 +248,10 @@ class Accidents(LiveUpdateTest):
     def test_stopped_in_stream(self) -> None:
         """The VM is stopped by another monitor, then the update fails."""
         vm = self.started()
-        tool = vm.tool(fault=(
-            'start', 'from qemu.live_update import migration; '
-            'migration.SENDER["max-bandwidth"] = 4096'))
+        tool = vm.tool(fault=('start', 'from qemu.live_update import migration'
+                              '; migration.SENDER["max-bandwidth"] = 4096'))
         self.assertTrue(tool.wait_for('start'))
-        wait_for('it is on its way', lambda: self.second(
+        wait_for('migration runs', lambda: self.second(
             vm, 'query-migrate').get('status') == 'active')
         self.second(vm, 'stop')
         for pid in vm.new_qemus():
@@ -269,7 +268,7 @@ class Accidents(LiveUpdateTest):
             begin = time.monotonic()
             self.assertEqual(vm.run('--timeout', '1').status, 1)
             tool = vm.tool()
-            wait_for('it waits', lambda: any(
+            wait_for('live-update connects', lambda: any(
                 vm.qemu.qmp in line and line.split()[5] == '03'
                 for line in Path('/proc/net/unix').read_text(
                     'utf-8').splitlines()))

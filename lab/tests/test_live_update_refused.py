@@ -239,7 +239,7 @@ class Refused(LiveUpdateTest):
         self.assert_bare_refused(vm, 'prelaunch')
         with vm.qemu.monitor() as monitor:
             monitor.cmd('migrate', uri=f'file:{vm.folder}/state')
-            wait_for('it is migrated', lambda: monitor.cmd('query-status')[
+            wait_for('migration ends', lambda: monitor.cmd('query-status')[
                 'status'] == 'postmigrate')
         self.assert_bare_refused(vm, 'postmigrate')
 

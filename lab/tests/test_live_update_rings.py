@@ -143,7 +143,7 @@ class Guests(TestCase):
         wait_for('all requests wait', lambda: in_flight() == DEPTH)
         dest = self.chain.send_half(source)
         self.limit_writes(disk, 500)
-        wait_for('some are complete', lambda: in_flight() < DEPTH)
+        wait_for('requests complete', lambda: in_flight() < DEPTH)
         source.cmd('migrate-continue', state='pre-switchover')
         self.chain.settle(source, dest)
         begin, late, end = self.pause(watch, source, dest)
@@ -230,7 +230,7 @@ class Guests(TestCase):
         guest = self.chain.guest
         watch = self.start(vm)
         guest.verify('vda', count=100)
-        wait_for('all are seen', lambda: len(watch.requests) >= 200)
+        wait_for('all requests are seen', lambda: len(watch.requests) >= 200)
         seen = len(watch.requests)
         driver = '/sys/bus/virtio/drivers/virtio_blk'
         guest.run('echo $(basename $(readlink -f /sys/block/vda/device)) '

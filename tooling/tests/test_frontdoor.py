@@ -2,6 +2,7 @@
 """./run and its helpers: what they say to a user, and when they refuse."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,8 @@ from typing import Tuple, Union
 from pycotap import TAPTestRunner
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ('demo', 'build', 'live-update', 'check', 'test', 'torture', 'fuzz',
+RELEASE = (ROOT / 'patches/base').read_text('ascii').strip()
+VERBS = ('demo', 'build', 'check', 'test', 'torture', 'fuzz',
          'sanitize', 'bench', 'variants', 'lint', 'bisect', 'refresh',
          'series', 'docs', 'stock', 'help')
 
@@ -42,6 +44,18 @@ class FrontDoorTest(unittest.TestCase):
         r = self.call(ROOT / 'run', 'biuld')
         self.assertEqual(r.returncode, 2)
         self.assertIn('no verb "biuld"', r.stderr)
+
+    def test_live_update_before_anything_is_built(self) -> None:
+        for folder in 'scripts', 'python':
+            shutil.copytree(ROOT / folder, self.tmp / folder)
+        r = self.call('scripts/live-update', '--help', PYTHONPATH='')
+        self.assertEqual(r.returncode, 1)
+        self.assertIn('type "./run build"', r.stderr)
+        (self.tmp / 'build/x/src').mkdir(parents=True)
+        (self.tmp / 'build/x/src/python').symlink_to(
+            ROOT / f'build/{RELEASE}/src/python')
+        r = self.call('scripts/live-update', '--help', PYTHONPATH='')
+        self.assertEqual((r.returncode, r.stderr), (0, ''))
 
     def test_step_shows_the_end_of_the_log(self) -> None:
         step = ROOT / 'tooling/step.sh'

@@ -166,7 +166,7 @@ class SourceTest(unittest.TestCase):
         self.succeed('tar', '-cJf', mirror / f'releases/qemu-{VERSION}.tar.xz',
                      '-C', self.tmp, tree.name)
         for name, text in (
-                ('changelog', f'qemu (1:{VERSION}) sid; urgency=low\n\n  * A.\n'
+                ('changelog', f'qemu (1:{VERSION}) sid; urgency=low\n\n  * A\n'
                  '\n -- A <a@example.org>  Thu, 01 Jan 2026 00:00:00 +0000\n'),
                 ('control', 'Source: qemu\nMaintainer: A <a@example.org>\n\n'
                  'Package: qemu\nArchitecture: all\nDescription: Q\n'),
