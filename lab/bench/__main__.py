@@ -2,12 +2,12 @@
 """
 Measure QEMU with the series side by side with stock QEMU
 
-usage: ./run bench [PART...]
+usage: ./run bench [--record] [PART...]
 
 The parts are chardev, transfer, scale and lines; by default all are measured,
 which takes 25 minutes.  Prints a table and updates the measured parts in
-build/bench.json.  The exit status is 1 if a figure is not as required, or
-could not be measured.
+build/bench.json; with --record, also in docs/results.md.  The exit status is 1
+if a figure is not as required, or could not be measured.
 
 Both programs are measured in turn, and stock twice: the column stock/stock
 shows how far the ratio of equal programs is from 1 on this machine at this
@@ -21,6 +21,8 @@ import sys
 from typing import Callable, Dict, List
 
 from lab import OBJ, ROOT, STOCK_OBJ
+
+from lab.results import record
 
 from .latency import BLOCKED, measure_answered, measure_silent, measure_starts
 from .lines import count_files, count_lines
@@ -128,14 +130,19 @@ PARTS: Dict[str, Callable[[Report], None]] = {
 
 def main() -> None:
     """Measure the parts that are given, or all"""
-    names = sys.argv[1:] or list(PARTS)
+    words = sys.argv[1:]
+    names = [word for word in words if word != '--record'] or list(PARTS)
     if unknown := set(names) - set(PARTS):
         sys.exit(f'error: there is no part "{unknown.pop()}"; there are '
                  f'{", ".join(PARTS)}')
     print(f'load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs\n')
     report = Report()
     for name in names:
-        PARTS[name](report)
+        part = Report()
+        PARTS[name](part)
+        if '--record' in words:
+            record(f'./run bench {name}', part.markdown())
+        report.update(part)
     report.save(ROOT / 'build/bench.json', keep=len(names) < len(PARTS))
     print('\nbuild/bench.json has every single measurement.')
     if missed := report.missed():

@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
+from lab.results import table
+
 from .stats import Comparison
 
 COLUMN = '{:<38} {:<24} {:<24} {:<13} {:<13} {}'
@@ -72,6 +74,7 @@ class Report:
     def __init__(self) -> None:
         self._sections: Dict[str, List[Figure]] = {}
         self._columns: Sequence[str] = ()
+        self._tables: Dict[str, str] = {}
 
     def add(self, heading: str, figures: Sequence[Figure],
             columns: Sequence[str] = COLUMNS) -> None:
@@ -86,9 +89,23 @@ class Report:
             print(COLUMN.format('median [quartiles]', *columns).rstrip())
             self._columns = columns
         self._sections[heading] = list(figures)
+        self._tables[heading] = table(
+            [heading, *columns],
+            [[f.name, f.beside, f.ours, f.ratio, f.noise, f.required]
+             for f in figures])
         print(f'\n{heading}')
         for figure in figures:
             print(f' {figure}', flush=True)
+
+    def update(self, other: 'Report') -> None:
+        """Add all sections of another report."""
+        # pylint: disable=protected-access
+        self._sections |= other._sections
+        self._tables |= other._tables
+
+    def markdown(self) -> str:
+        """All figures as tables; figures are medians [quartiles]."""
+        return '\n\n'.join(self._tables.values())
 
     def missed(self) -> List[str]:
         """Names of the figures that do not meet their requirement."""

@@ -4,13 +4,13 @@
 # Makes the guest's kernel and file systems in build/guest/
 #
 #   vmlinuz    Debian's kernel for virtual machines, downloaded, not installed
-#   initrd     busybox, the virtio drivers, our init and blkverify
+#   initrd     busybox, the virtio drivers, our init, blkverify and storebuffer
 #   initrd-fio the files of initrd, and fio with its libraries; it is an image
 #              of its own since these are large, and slow to boot
 #   root.img   a disk with an ext4 file system that has the same files; copy it
 #              before use
 #
-# Run "meson compile -C build/meson" first: it builds blkverify.  The script
+# Run "meson compile -C build/meson" first: it builds our programs.  The script
 # does nothing if its inputs have not changed.  It uses the network only to
 # download the kernel once.  GUEST_KERNEL_DEB=FILE gives another kernel package.
 
@@ -20,7 +20,7 @@ cd "$(dirname "$0")/../.."
 out=build/guest
 apt=$PWD/build/apt/apt.conf
 init=lab/guest/init
-blkverify=build/meson/lab/guest/blkverify
+programs=(build/meson/lab/guest/{blkverify,storebuffer})
 drivers=(virtio_pci virtio_blk virtio_console ext4 crc32c_generic)
 disk_size=192M
 
@@ -98,7 +98,7 @@ install_base() {
     done
     # This replaces a link of that name.
     install "$busybox" "$1/bin/busybox"
-    install -s "$blkverify" "$1/bin/blkverify"
+    install -s "${programs[@]}" "$1/bin"
 }
 
 archive() {
@@ -115,7 +115,9 @@ make_disk() {
 }
 
 mkdir -p "$out"
-need "$blkverify" 'run ./run check, or meson compile -C build/meson'
+for program in "${programs[@]}"; do
+    need "$program" 'run ./run check, or meson compile -C build/meson'
+done
 busybox=$(command -v busybox) || die 'install the package busybox-static'
 fio=$(command -v fio) || die 'install the package fio'
 mke2fs=$(PATH=$PATH:/sbin command -v mke2fs) || die 'install the package e2fsprogs'
@@ -128,7 +130,7 @@ if [ -z "$deb" ]; then
 fi
 need "$deb" 'GUEST_KERNEL_DEB must name a kernel package'
 
-inputs=$(sha256sum lab/guest/build-image.sh "$init" "$blkverify" "$busybox" "$fio" "$deb")
+inputs=$(sha256sum lab/guest/build-image.sh "$init" "${programs[@]}" "$busybox" "$fio" "$deb")
 if [ "$inputs" = "$(cat "$out/inputs" 2>/dev/null)" ]; then
     exit 0
 fi

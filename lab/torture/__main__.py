@@ -20,6 +20,7 @@ from lab import ROOT
 from lab.machines.evidence import children
 from lab.machines.scope import PREFIX, end_on_signals
 from lab.machines.watch import wait_for
+from lab.results import record
 
 from .choices import choose
 from .tally import Tally
@@ -68,6 +69,8 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=random.randrange(1 << 32))
     parser.add_argument('--round', type=int,
                         help='repeat only this round of the seed')
+    parser.add_argument('--record', action='store_true',
+                        help='write the counts into docs/results.md')
     args = parser.parse_args()
     # qemu.machine warns of QEMUs that end by a signal, which we send.
     logging.getLogger('qemu').setLevel(logging.CRITICAL)
@@ -102,10 +105,14 @@ def main() -> int:
     replayed = '' if args.round is None else f'-{args.round}'
     tally.save(OUTPUT / f'{args.seed}{replayed}.json', args.seed, seconds)
     print(tally.show())
-    print(f'{tally.counts["rounds"]} rounds, {tally.counts["transfers"]} '
-          f'transfers, {tally.counts["kills"]} kills, '
-          f'{tally.counts["boots"]} boots in {seconds:.0f} s; '
-          f'{len(tally.failures)} rounds failed')
+    summary = (f'{tally.counts["rounds"]} rounds, {tally.counts["transfers"]} '
+               f'transfers, {tally.counts["kills"]} kills, '
+               f'{tally.counts["boots"]} boots in {seconds:.0f} s; '
+               f'{len(tally.failures)} rounds failed')
+    print(summary)
+    if args.record:
+        record('./run torture', f'Seed {args.seed}: {summary}.\n\n'
+               f'{tally.markdown()}')
     return 1 if tally.failures else 0
 
 

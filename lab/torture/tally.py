@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List
 
+from lab.results import table
+
 from .choices import ToolFault, Transfer
 
 OUTCOMES = 'moved', 'stayed', 'lost', 'failed'
@@ -66,6 +68,13 @@ class Tally:
         if self._under_way:
             self.end('failed')
         self.failures.append({'round': number, 'reason': reason})
+
+    def markdown(self) -> str:
+        """The counts, as a table."""
+        return table(['what was injected', 'injected', *OUTCOMES],
+                     [[kind, *(self.table[kind][name]
+                               for name in ('injected', *OUTCOMES))]
+                      for kind in sorted(self.table)])
 
     def show(self) -> str:
         """The table to print."""
