@@ -33,7 +33,7 @@ fi
 
 # Most of the time is spent on compiling, so nothing is optimized.
 build() {
-    tooling/qemu.sh "$dir" "$1" --enable-werror --disable-debug-info \
+    tooling/qemu.sh "$dir" "$1" --enable-werror --extra-cflags=-g0 \
         -Doptimization=0 "${@:2}"
 }
 
