@@ -4,7 +4,7 @@ Finds the parts of a migration stream that the fuzz targets load
 """
 import socket
 import struct
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from lab.machines.relay import Relay
 
@@ -21,16 +21,23 @@ _END = b'\0'
 _OWN_FIELDS = struct.calcsize('>IIIQ')
 # Of chardev-transfer: is_server, is_tn3270, telnet, num_fds
 _CONNECTION = struct.Struct('>??BH')
-# Of vhost-user-session: known, value[], config_size, config[]
-_SESSION = struct.Struct('>Q48QI256s')
-_SET_FEATURES, _SET_PROTOCOL_FEATURES = 2, 16
+# Of vhost-user-session, before its subsections
 _COUNT = struct.Struct('>I')
 # guest_addr, size, offset, then dev and ino, then name
 _REGION = struct.Struct('>24s16s8s')
-# known, other fields, rewind, files
-_RING = struct.Struct('>I16s32s?B')
-_KICK = 1 << 12
-_INFLIGHT = struct.Struct('>QQHHB')
+# running, what else is known, other fields, rewind, files
+_RING = struct.Struct('>?6s16s32s?B')
+# Its subsections: a byte says that it is one, then come the length of its
+# name, the name and its version.
+_SUBSECTION = struct.Struct('>BB')
+_PREFIX = b'vhost-user-session/'
+_VERSION = struct.Struct('>I')
+# The fields of a subsection, and the number of its files
+_VALUE = struct.Struct('>?Q')
+_FIELDS = {b'no_inflight': (struct.Struct('>?'), 0),
+           b'inflight': (struct.Struct('>QQHH'), 1),
+           b'channel': (struct.Struct('>'), 1),
+           b'config': (struct.Struct('>I256s'), 0)}
 
 # The identities of guest memory in a target: see fuzz-vhost-user-session.c
 _MEMORY_FILES = [b'guest-memory-of-', b'huest-memory-of-']
@@ -79,6 +86,18 @@ class _Reader:
         self.place += part.size
         return fields
 
+    def subsection(self) -> bytes:
+        """The name of a subsection of the session; empty if there is none."""
+        begin = self.place
+        is_one, length = self.take(_SUBSECTION)
+        self.place += length
+        name = self.since(begin + _SUBSECTION.size)
+        if is_one != _BEGIN[0] or not name.startswith(_PREFIX):
+            self.place = begin
+            return b''
+        self.take(_VERSION)
+        return name[len(_PREFIX):]
+
     def skip_files(self, count: int) -> int:
         """Skip a byte for each file, and return how many."""
         self.place += count
@@ -109,12 +128,13 @@ def _read_connection(reader: _Reader) -> Input:
     return Input(reader.since(begin) + _END, kinds, chardev)
 
 
-def _features(values: Sequence[int]) -> int:
+def _features(values: Dict[bytes, int]) -> int:
     """The features of the device, as options of the target."""
-    protocol = values[_SET_PROTOCOL_FEATURES]
+    protocol = values.get(b'protocol_features', 0)
     options = sum(option for bit, option in _PROTOCOL_FEATURES.items()
                   if protocol & 1 << bit)
-    return options | (_PACKED if values[_SET_FEATURES] & 1 << 34 else 0)
+    packed = values.get(b'features', 0) & 1 << 34
+    return options | (_PACKED if packed else 0)
 
 
 def _read_regions(reader: _Reader) -> Dict[bytes, bytes]:
@@ -134,19 +154,32 @@ def _read_rings(reader: _Reader) -> Tuple[int, int]:
     options = max(1, min(rings, 4)) - 1
     count = 0
     for _ in range(rings):
-        known, _, _, _, files = reader.take(_RING)
-        options |= _STARTED if known & _KICK else 0
+        running, _, _, _, _, files = reader.take(_RING)
+        options |= _STARTED if running else 0
         count += reader.skip_files(files.bit_count())
     return options, count
 
 
+def _read_subsections(reader: _Reader) -> Tuple[Dict[bytes, int], int]:
+    """The values in subsections by name; the number of files."""
+    values: Dict[bytes, int] = {}
+    count = 0
+    while name := reader.subsection():
+        if name in _FIELDS:
+            fields, files = _FIELDS[name]
+            reader.take(fields)
+            count += reader.skip_files(files)
+        else:
+            _, values[name] = reader.take(_VALUE)
+    return values, count
+
+
 def _read_session(reader: _Reader) -> Input:
     begin = reader.place
-    _, *values, _, _ = reader.take(_SESSION)
     identities = _read_regions(reader)
     options, count = _read_rings(reader)
-    *_, files = reader.take(_INFLIGHT)
-    count += reader.skip_files(files.bit_count())
+    values, more = _read_subsections(reader)
+    count += more
     kinds = reader.kinds_since(begin)
     assert len(kinds) == count
     stream = reader.since(begin)
