@@ -55,6 +55,7 @@ enum {
 #define FLAGS_VERSION       0x1
 #define FLAGS_REPLY         (1 << 2)
 #define FLAGS_NEED_REPLY    (1 << 3)
+#define FLAGS_OF_REPLY      (FLAGS_VERSION | FLAGS_REPLY)
 
 /* In the u64 of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR */
 #define RING_INDEX_MASK     0xff
@@ -123,12 +124,24 @@ typedef struct SessionRegion {
     bool mapped;            /* our device has sent the region itself */
 } SessionRegion;
 
+/* A number that the device has set, or that the back-end has replied */
+typedef struct SessionValue {
+    bool known;
+    uint64_t u64;
+} SessionValue;
+
 /*
  * A ring. When GET_VRING_BASE stops the ring, only the state that all
  * back-ends keep stays known: whether the ring is enabled, and its error file.
  */
 typedef struct SessionRing {
-    uint32_t known;         /* BIT(request): the message was sent */
+    bool running;           /* the kick file was set, see "Ring states" */
+    bool num_known;
+    bool base_known;
+    bool addr_known;
+    bool enabled_known;
+    bool call_known;
+    bool err_known;
     uint32_t num;
     uint32_t base;
     uint32_t enabled;
@@ -144,6 +157,7 @@ typedef struct SessionRing {
     bool rewind;            /* the device was reset while the ring ran */
     int lent_kick;
     int lent_call;
+    int lent_err;
     /* Only for the stream: which files it contains */
     uint8_t files;
 } SessionRing;
@@ -160,8 +174,16 @@ struct VhostUserSession {
     const VhostUserSessionOps *ops;
     void *opaque;
 
-    uint64_t known;         /* BIT_ULL(request): value[] is valid */
-    uint64_t value[VHOST_USER_SESSION_VALUES];
+    SessionValue owner;
+    SessionValue features;
+    SessionValue protocol_features;
+    SessionValue status;
+    SessionValue mtu;
+    SessionValue offered_features;
+    SessionValue offered_protocol_features;
+    SessionValue max_queues;
+    SessionValue max_mem_slots;
+    bool no_inflight;       /* the back-end offers no inflight region */
     uint32_t config_size;
     uint8_t config[VHOST_USER_SESSION_CONFIG];
     uint32_t nregions;
@@ -169,9 +191,11 @@ struct VhostUserSession {
     uint32_t nrings;
     SessionRing *ring;
     WireInflight inflight;
+    uint32_t stopping;      /* ring of the last GET_VRING_BASE */
     int32_t inflight_fd;    /* -1: none was set */
     int32_t channel_fd;     /* -1: none, or the device has it */
     uint32_t untracked;     /* a request whose effect is not in the session */
+    int file_error;         /* errno: a file is not in the session */
 
     bool held;
     bool owned;
@@ -180,34 +204,23 @@ struct VhostUserSession {
     bool has_reply;
     int reply_fd;
 
-    /* Only for the stream: which files it contains, sizes not yet validated */
-    uint8_t files;
+    /* Only for the stream: sizes that are not yet validated */
     uint32_t stream_config_size;
     uint32_t stream_regions;
     uint32_t stream_rings;
 };
-
-static inline bool session_knows(const VhostUserSession *s, unsigned request)
-{
-    return s->known & BIT_ULL(request);
-}
-
-static inline bool ring_knows(const SessionRing *ring, unsigned request)
-{
-    return ring->known & BIT(request);
-}
-
-/* "Ring states": a back-end starts a ring at its kick */
-static inline bool ring_runs(const SessionRing *ring)
-{
-    return ring_knows(ring, SET_VRING_KICK);
-}
 
 /*
  * Returns true if a region of this name and size is not empty and leaves space
  * for the names of new regions, which are searched for behind older ones.
  */
 bool session_valid_region(uint64_t name, uint64_t size);
+
+/*
+ * Do the names of two regions overlap, and mean different memory? Memory may be
+ * at several guest addresses, then its regions have the same names.
+ */
+bool session_names_clash(const SessionRegion *a, const SessionRegion *b);
 
 /* Have at least @n rings; new ones have no state. Returns the ring @n - 1. */
 SessionRing *session_grow_rings(VhostUserSession *s, unsigned n);

@@ -20,11 +20,6 @@ enum {
     HAS_ERR = 4,
 };
 
-enum {
-    HAS_INFLIGHT = 1,
-    HAS_CHANNEL = 2,
-};
-
 static bool ring_has_kick(void *opaque, int version_id)
 {
     return ((SessionRing *)opaque)->files & HAS_KICK;
@@ -56,7 +51,13 @@ static const VMStateDescription vmstate_ring = {
     .minimum_version_id = 1,
     .pre_save = ring_pre_save,
     .fields = (const VMStateField[]) {
-        VMSTATE_UINT32(known, SessionRing),
+        VMSTATE_BOOL(running, SessionRing),
+        VMSTATE_BOOL(num_known, SessionRing),
+        VMSTATE_BOOL(base_known, SessionRing),
+        VMSTATE_BOOL(addr_known, SessionRing),
+        VMSTATE_BOOL(enabled_known, SessionRing),
+        VMSTATE_BOOL(call_known, SessionRing),
+        VMSTATE_BOOL(err_known, SessionRing),
         VMSTATE_UINT32(num, SessionRing),
         VMSTATE_UINT32(base, SessionRing),
         VMSTATE_UINT32(enabled, SessionRing),
@@ -91,16 +92,6 @@ static const VMStateDescription vmstate_region = {
         VMSTATE_END_OF_LIST()
     }
 };
-
-static bool session_has_inflight(void *opaque, int version_id)
-{
-    return ((VhostUserSession *)opaque)->files & HAS_INFLIGHT;
-}
-
-static bool session_has_channel(void *opaque, int version_id)
-{
-    return ((VhostUserSession *)opaque)->files & HAS_CHANNEL;
-}
 
 /*
  * Loading may fail after any field, so a size is not used before it has been
@@ -139,11 +130,89 @@ static bool session_valid_rings(void *opaque, int version_id)
     return true;
 }
 
+/*
+ * Subsections: what the source's session does not know is not in the stream.
+ */
+
+/* A stream may contain a subsection with a file twice. */
+static int close_loaded_fd(int *fd)
+{
+    if (*fd >= 0) {
+        close(*fd);
+    }
+    *fd = -1;
+    return 0;
+}
+
+static int inflight_pre_load(void *opaque)
+{
+    return close_loaded_fd(&((VhostUserSession *)opaque)->inflight_fd);
+}
+
+static int channel_pre_load(void *opaque)
+{
+    return close_loaded_fd(&((VhostUserSession *)opaque)->channel_fd);
+}
+
+#define SUBSECTION(field, is_needed, on_load, ...)                      \
+    static bool field##_needed(void *opaque)                            \
+    {                                                                   \
+        VhostUserSession *s = opaque;                                   \
+                                                                        \
+        return is_needed;                                               \
+    }                                                                   \
+                                                                        \
+    static const VMStateDescription vmstate_##field = {                 \
+        .name = "vhost-user-session/" #field,                           \
+        .version_id = 1,                                                \
+        .minimum_version_id = 1,                                        \
+        .needed = field##_needed,                                       \
+        .pre_load = on_load,                                            \
+        .fields = (const VMStateField[]) {                              \
+            __VA_ARGS__,                                                \
+            VMSTATE_END_OF_LIST()                                       \
+        }                                                               \
+    }
+
+#define VALUE(field)                                                    \
+    SUBSECTION(field, s->field.known, NULL,                             \
+               VMSTATE_BOOL(field.known, VhostUserSession),             \
+               VMSTATE_UINT64(field.u64, VhostUserSession))
+
+VALUE(owner);
+VALUE(features);
+VALUE(protocol_features);
+VALUE(status);
+VALUE(mtu);
+VALUE(offered_features);
+VALUE(offered_protocol_features);
+VALUE(max_queues);
+VALUE(max_mem_slots);
+
+SUBSECTION(no_inflight, s->no_inflight, NULL,
+           VMSTATE_BOOL(no_inflight, VhostUserSession));
+
+SUBSECTION(inflight, s->inflight_fd >= 0, inflight_pre_load,
+           VMSTATE_UINT64(inflight.size, VhostUserSession),
+           VMSTATE_UINT64(inflight.offset, VhostUserSession),
+           VMSTATE_UINT16(inflight.queues, VhostUserSession),
+           VMSTATE_UINT16(inflight.queue_size, VhostUserSession),
+           VMSTATE_FD(inflight_fd, VhostUserSession));
+
+SUBSECTION(channel, s->channel_fd >= 0, channel_pre_load,
+           VMSTATE_FD(channel_fd, VhostUserSession));
+
+SUBSECTION(config, s->config_size, NULL,
+           VMSTATE_UINT32(stream_config_size, VhostUserSession),
+           VMSTATE_VALIDATE("config space too big", session_valid_config),
+           VMSTATE_BUFFER(config, VhostUserSession));
+
 static int session_pre_load(void *opaque)
 {
     VhostUserSession *s = opaque;
 
     vhost_user_session_reset(s);
+    s->config_size = 0;
     session_grow_rings(s, VHOST_USER_SESSION_RINGS);
     s->nrings = 0;
     s->region = g_new0(SessionRegion, VHOST_USER_SESSION_REGIONS);
@@ -154,8 +223,6 @@ static int session_pre_save(void *opaque)
 {
     VhostUserSession *s = opaque;
 
-    s->files = (s->inflight_fd >= 0 ? HAS_INFLIGHT : 0) |
-               (s->channel_fd >= 0 ? HAS_CHANNEL : 0);
     s->stream_config_size = s->config_size;
     s->stream_regions = s->nregions;
     s->stream_rings = s->nrings;
@@ -169,12 +236,6 @@ const VMStateDescription vmstate_vhost_user_session = {
     .pre_save = session_pre_save,
     .pre_load = session_pre_load,
     .fields = (const VMStateField[]) {
-        VMSTATE_UINT64(known, VhostUserSession),
-        VMSTATE_UINT64_ARRAY(value, VhostUserSession,
-                             VHOST_USER_SESSION_VALUES),
-        VMSTATE_UINT32(stream_config_size, VhostUserSession),
-        VMSTATE_VALIDATE("config space too big", session_valid_config),
-        VMSTATE_BUFFER(config, VhostUserSession),
         VMSTATE_UINT32(stream_regions, VhostUserSession),
         VMSTATE_VALIDATE("too many memory regions", session_valid_regions),
         VMSTATE_STRUCT_VARRAY_POINTER_UINT32(region, VhostUserSession,
@@ -184,30 +245,38 @@ const VMStateDescription vmstate_vhost_user_session = {
         VMSTATE_VALIDATE("too many rings", session_valid_rings),
         VMSTATE_STRUCT_VARRAY_POINTER_UINT32(ring, VhostUserSession, nrings,
                                              vmstate_ring, SessionRing),
-        VMSTATE_UINT64(inflight.size, VhostUserSession),
-        VMSTATE_UINT64(inflight.offset, VhostUserSession),
-        VMSTATE_UINT16(inflight.queues, VhostUserSession),
-        VMSTATE_UINT16(inflight.queue_size, VhostUserSession),
-        VMSTATE_UINT8(files, VhostUserSession),
-        VMSTATE_SINGLE_TEST(inflight_fd, VhostUserSession,
-                            session_has_inflight, 0, vmstate_info_fd,
-                            int32_t),
-        VMSTATE_SINGLE_TEST(channel_fd, VhostUserSession,
-                            session_has_channel, 0, vmstate_info_fd,
-                            int32_t),
         VMSTATE_END_OF_LIST()
+    },
+    .subsections = (const VMStateDescription * const []) {
+        &vmstate_owner,
+        &vmstate_features,
+        &vmstate_protocol_features,
+        &vmstate_status,
+        &vmstate_mtu,
+        &vmstate_offered_features,
+        &vmstate_offered_protocol_features,
+        &vmstate_max_queues,
+        &vmstate_max_mem_slots,
+        &vmstate_no_inflight,
+        &vmstate_inflight,
+        &vmstate_channel,
+        &vmstate_config,
+        NULL
     }
 };
 
-/* Writing to a blocking eventfd could hang the main loop for ever. */
+/*
+ * Writing to a blocking file could hang the main loop for ever. An eventfd is
+ * an anonymous inode, which has no file type. QEMU may have no /proc to look
+ * up its kind (option "-run-with chroot"), and must not write to an eventfd
+ * that the back-end polls. So a timerfd passes, too: this is as harmless as
+ * an eventfd that nobody uses.
+ */
 static bool is_eventfd(int fd)
 {
-    static const char eventfd[] = "anon_inode:[eventfd]";
-    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
-    char target[sizeof(eventfd)];
-    ssize_t len = readlink(path, target, sizeof(target));
+    struct stat st;
 
-    return len == sizeof(eventfd) - 1 && !memcmp(target, eventfd, len) &&
+    return !fstat(fd, &st) && !(st.st_mode & S_IFMT) &&
            fcntl(fd, F_GETFL) & O_NONBLOCK;
 }
 
@@ -246,12 +315,12 @@ static bool check_files(const VhostUserSession *s, Error **errp)
             return false;
         }
     }
-    if (s->files & HAS_INFLIGHT &&
+    if (s->inflight_fd >= 0 &&
         !is_file_of(s->inflight_fd, s->inflight.offset, s->inflight.size)) {
         error_setg(errp, "the inflight region has a wrong file or size");
         return false;
     }
-    if (s->files & HAS_CHANNEL && !is_stream_socket(s->channel_fd)) {
+    if (s->channel_fd >= 0 && !is_stream_socket(s->channel_fd)) {
         error_setg(errp, "the file of the back-end channel is not a socket");
         return false;
     }
@@ -273,7 +342,7 @@ static bool check_regions(const VhostUserSession *s,
         for (unsigned j = 0; j < i; j++) {
             const SessionRegion *b = &s->region[j];
 
-            if (ranges_overlap(a->name, a->size, b->name, b->size) ||
+            if (session_names_clash(a, b) ||
                 ranges_overlap(a->guest_addr, a->size,
                                b->guest_addr, b->size)) {
                 error_setg(errp, "memory regions overlap");
@@ -303,14 +372,13 @@ static bool names_memory(const VhostUserSession *s, uint64_t name)
 static bool check_ring(const VhostUserSession *s, const SessionRing *ring,
                        const VhostUserSessionFits *fits, Error **errp)
 {
-    const uint32_t all = BIT(SET_VRING_NUM) | BIT(SET_VRING_ADDR) |
-                         BIT(SET_VRING_BASE);
-    bool iommu = s->value[SET_FEATURES] & BIT_ULL(VIRTIO_F_IOMMU_PLATFORM);
+    bool iommu = s->features.u64 & BIT_ULL(VIRTIO_F_IOMMU_PLATFORM);
 
-    if (!ring_runs(ring)) {
+    if (!ring->running) {
         return true;
     }
-    if ((ring->known & all) != all || !ring->num) {
+    if (!ring->num_known || !ring->addr_known || !ring->base_known ||
+        !ring->num) {
         error_setg(errp, "a running ring is not set up completely");
         return false;
     }
@@ -340,7 +408,8 @@ static bool session_fits(const VhostUserSession *s,
                    s->nrings, fits->rings);
         return false;
     }
-    if (fits->config_size && s->config_size != fits->config_size) {
+    if (s->config_size && fits->config_size &&
+        s->config_size != fits->config_size) {
         error_setg(errp, "the config space has %" PRIu32 " bytes, but that of "
                    "the device has %u; use the same properties on both sides",
                    s->config_size, fits->config_size);
@@ -350,7 +419,7 @@ static bool session_fits(const VhostUserSession *s,
         if (!check_ring(s, &s->ring[i], fits, errp)) {
             return false;
         }
-        running |= ring_runs(&s->ring[i]);
+        running |= s->ring[i].running;
     }
     return check_regions(s, fits, running, errp) && check_files(s, errp);
 }
@@ -361,7 +430,6 @@ bool vhost_user_session_adopt(VhostUserSession *s,
     if (!session_fits(s, fits, errp)) {
         return false;
     }
-    s->known &= BIT_ULL(VHOST_USER_SESSION_VALUES) - 1;
     s->held = true;
     s->owned = false;
     trace_vhost_user_session_adopt(s, s->nregions, s->nrings);

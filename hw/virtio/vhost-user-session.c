@@ -9,7 +9,7 @@
  * space of the process that first sent them. The back-end only uses them to
  * look up its own mappings, so after a transfer they are just names. A region
  * keeps its name while the back-end has the region mapped and uses it,
- * whichever QEMU owns the connection; see session_translate().
+ * whichever QEMU owns the connection; see translate_addresses().
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -24,14 +24,168 @@
 
 #define F_PROTOCOL_FEATURES 30
 
+/*
+ * Requests
+ */
+
+typedef enum RequestKind {
+    UNTRACKED,          /* has an unknown effect on the state */
+    QUESTION,           /* asks for state: a held session answers, if it can */
+    SETTING,            /* sets state: a held session stores the message */
+    ACTION,             /* is sent at once, even if the session is held */
+} RequestKind;
+
+/* Where a message contains the index of the ring that it is about */
+typedef enum RingPlace {
+    NO_RING,
+    RING_FIRST,         /* the first 32 bits of the payload */
+    RING_LOW_BITS,      /* the low bits of the u64 of a message with a file */
+} RingPlace;
+
+/* What must not run while the back-end's state changes */
+typedef enum StopRule {
+    STOP_NONE,
+    STOP_RING,          /* the ring that the message is about */
+    STOP_ALL,           /* all rings */
+} StopRule;
+
+/**
+ * RequestInfo:
+ * @kind: how a session treats the request
+ * @ring: the place of the ring's index
+ * @known: for messages about a ring, the offset in SessionRing of the field
+ *         that says whether the message was sent
+ * @file: for messages with a file of a ring, the offset in SessionRing
+ * @value: if the payload is only a number, the SessionValue's offset in
+ *         VhostUserSession
+ * @repeats: Each message has its own effect, so that no later message of the
+ *           same request overrides it.
+ * @same_state: another request that sets the same state
+ * @stop: what must be stopped to change the state
+ * @starts: The message starts or stops what other messages set up.
+ *
+ * The properties of one request, see docs/interop/vhost-user.rst.
+ */
+typedef struct RequestInfo {
+    RequestKind kind;
+    RingPlace ring;
+    size_t known;
+    size_t file;
+    size_t value;
+    bool repeats;
+    unsigned same_state;
+    StopRule stop;
+    bool starts;
+} RequestInfo;
+
+#define VALUE(field)        .value = offsetof(VhostUserSession, field)
+#define KNOWN(field)        .known = offsetof(SessionRing, field)
+#define RING_FILE(field)    .file = offsetof(SessionRing, field)
+
+/* A request that has no row here is untracked. */
+static const RequestInfo requests[] = {
+    [GET_FEATURES] = { QUESTION, VALUE(offered_features) },
+    [GET_PROTOCOL_FEATURES] = { QUESTION, VALUE(offered_protocol_features) },
+    [GET_QUEUE_NUM] = { QUESTION, VALUE(max_queues) },
+    [GET_MAX_MEM_SLOTS] = { QUESTION, VALUE(max_mem_slots) },
+    [GET_STATUS] = { QUESTION, VALUE(status) },
+    [GET_CONFIG] = { QUESTION },
+    [GET_INFLIGHT_FD] = { QUESTION },
+
+    [SET_OWNER] = { SETTING, VALUE(owner) },
+    [SET_FEATURES] = { SETTING, VALUE(features), .stop = STOP_ALL },
+    [SET_PROTOCOL_FEATURES] = { SETTING, VALUE(protocol_features) },
+    [SET_STATUS] = { SETTING, VALUE(status), .starts = true },
+    [NET_SET_MTU] = { SETTING, VALUE(mtu) },
+    [SET_MEM_TABLE] = { SETTING },
+    [ADD_MEM_REG] = { SETTING, .repeats = true },
+    [REM_MEM_REG] = { SETTING, .repeats = true },
+    [SET_BACKEND_REQ_FD] = { SETTING },
+    [SET_INFLIGHT_FD] = { SETTING, .stop = STOP_ALL },
+    [SET_CONFIG] = { SETTING, .repeats = true },
+    [RESET_DEVICE] = { SETTING, .repeats = true },
+
+    [SET_VRING_NUM] = {
+        SETTING, RING_FIRST, KNOWN(num_known), .stop = STOP_RING,
+    },
+    [SET_VRING_ADDR] = {
+        SETTING, RING_FIRST, KNOWN(addr_known), .stop = STOP_RING,
+    },
+    [SET_VRING_BASE] = { SETTING, RING_FIRST, KNOWN(base_known) },
+    [SET_VRING_ENABLE] = {
+        SETTING, RING_FIRST, KNOWN(enabled_known), .starts = true,
+    },
+    [SET_VRING_CALL] = {
+        SETTING, RING_LOW_BITS, KNOWN(call_known), RING_FILE(call),
+    },
+    [SET_VRING_ERR] = {
+        SETTING, RING_LOW_BITS, KNOWN(err_known), RING_FILE(err),
+    },
+    /* SET_VRING_KICK starts a ring, GET_VRING_BASE stops it */
+    [SET_VRING_KICK] = {
+        SETTING, RING_LOW_BITS, KNOWN(running), RING_FILE(kick),
+        .stop = STOP_RING, .starts = true,
+    },
+    [GET_VRING_BASE] = {
+        SETTING, RING_FIRST, .same_state = SET_VRING_KICK,
+        .stop = STOP_RING, .starts = true,
+    },
+
+    /* A log ends with its migration, and the IOTLB is a cache */
+    [SET_LOG_BASE] = { SETTING },
+    [IOTLB_MSG] = { SETTING, .repeats = true },
+    [SET_LOG_FD] = { ACTION },
+    [SEND_RARP] = { ACTION },
+    [RESET_OWNER] = { ACTION },
+    /* The incoming migration has ended before the next one starts */
+    [POSTCOPY_ADVISE] = { ACTION },
+    [POSTCOPY_LISTEN] = { ACTION },
+    [POSTCOPY_END] = { ACTION },
+};
+
+static const RequestInfo *request_info(const WireMessage *msg)
+{
+    static const RequestInfo untracked;
+
+    return msg->request < ARRAY_SIZE(requests) ? &requests[msg->request] :
+                                                 &untracked;
+}
+
+/* The value that a message sets or asks for, or NULL if it is more */
+static SessionValue *message_value(VhostUserSession *s,
+                                   const WireMessage *msg)
+{
+    size_t offset = request_info(msg)->value;
+
+    return offset ? (void *)s + offset : NULL;
+}
+
+/* The number that is a message's payload */
+static uint64_t message_u64(const WireMessage *msg)
+{
+    return msg->size >= sizeof(msg->u64) ? msg->u64 : 0;
+}
+
+/* Returns the ring index in a message, or -1 if it is not about one ring. */
+static int ring_index(const WireMessage *msg)
+{
+    RingPlace place = request_info(msg)->ring;
+
+    if (place == RING_LOW_BITS) {
+        return msg->u64 & RING_INDEX_MASK;
+    }
+    return place == RING_FIRST ?
+           MIN(msg->ring.index, VHOST_USER_SESSION_RINGS) : -1;
+}
+
 static bool has_protocol_feature(const VhostUserSession *s, unsigned bit)
 {
-    return s->value[SET_PROTOCOL_FEATURES] & BIT_ULL(bit);
+    return s->protocol_features.u64 & BIT_ULL(bit);
 }
 
 static bool has_feature(const VhostUserSession *s, unsigned bit)
 {
-    return s->value[SET_FEATURES] & BIT_ULL(bit);
+    return s->features.u64 & BIT_ULL(bit);
 }
 
 /*
@@ -47,10 +201,10 @@ static void close_fd(int *fd)
 }
 
 /*
- * Replace @fd by a copy of @from. On EMFILE the device goes on working, but it
- * can no longer be handed over.
+ * Replace @fd by a copy of @from. On EMFILE the device goes on working, but
+ * vhost_user_session_check() fails from then on.
  */
-static void keep_fd(VhostUserSession *s, unsigned request, int *fd, int from)
+static void keep_fd(VhostUserSession *s, int *fd, int from)
 {
     close_fd(fd);
     if (from < 0) {
@@ -58,7 +212,7 @@ static void keep_fd(VhostUserSession *s, unsigned request, int *fd, int from)
     }
     *fd = qemu_dup(from);
     if (*fd < 0) {
-        s->untracked = request;
+        s->file_error = errno;
     }
 }
 
@@ -81,7 +235,7 @@ SessionRing *session_grow_rings(VhostUserSession *s, unsigned n)
         for (unsigned i = s->nrings; i < n; i++) {
             s->ring[i] = (SessionRing) {
                 .kick = -1, .call = -1, .err = -1,
-                .lent_kick = -1, .lent_call = -1,
+                .lent_kick = -1, .lent_call = -1, .lent_err = -1,
             };
         }
         s->nrings = n;
@@ -92,7 +246,7 @@ SessionRing *session_grow_rings(VhostUserSession *s, unsigned n)
 static bool any_ring_runs(const VhostUserSession *s)
 {
     for (unsigned i = 0; i < s->nrings; i++) {
-        if (ring_runs(&s->ring[i])) {
+        if (s->ring[i].running) {
             return true;
         }
     }
@@ -101,32 +255,16 @@ static bool any_ring_runs(const VhostUserSession *s)
 
 static void forget_stopped_ring(SessionRing *ring)
 {
-    ring->known &= BIT(SET_VRING_ENABLE) | BIT(SET_VRING_ERR);
+    ring->running = false;
+    ring->num_known = false;
+    ring->base_known = false;
+    ring->addr_known = false;
+    ring->call_known = false;
     close_fd(&ring->kick);
     close_fd(&ring->call);
     ring->lent_kick = -1;
     ring->lent_call = -1;
     ring->rewind = false;
-}
-
-/* Returns the ring index in a message, or -1 if it is not about one ring. */
-static int ring_index(const WireMessage *msg)
-{
-    switch (msg->request) {
-    case SET_VRING_NUM:
-    case SET_VRING_BASE:
-    case GET_VRING_BASE:
-    case SET_VRING_ENABLE:
-        return MIN(msg->ring.index, VHOST_USER_SESSION_RINGS);
-    case SET_VRING_ADDR:
-        return MIN(msg->ring_addr.index, VHOST_USER_SESSION_RINGS);
-    case SET_VRING_KICK:
-    case SET_VRING_CALL:
-    case SET_VRING_ERR:
-        return msg->u64 & RING_INDEX_MASK;
-    default:
-        return -1;
-    }
 }
 
 /* Returns the ring that a message is about, or NULL. Creates a new ring. */
@@ -140,16 +278,16 @@ static SessionRing *message_ring(VhostUserSession *s, const WireMessage *msg)
     return session_grow_rings(s, index + 1);
 }
 
-static int *ring_file(SessionRing *ring, unsigned request)
+/* Was a message like this sent for the ring since it last stopped? */
+static bool *ring_known(SessionRing *ring, const WireMessage *msg)
 {
-    switch (request) {
-    case SET_VRING_KICK:
-        return &ring->kick;
-    case SET_VRING_CALL:
-        return &ring->call;
-    default:
-        return &ring->err;
-    }
+    return (void *)ring + request_info(msg)->known;
+}
+
+/* The file of a ring that a message with a file sets */
+static int *ring_file(SessionRing *ring, const WireMessage *msg)
+{
+    return (void *)ring + request_info(msg)->file;
 }
 
 /*
@@ -203,27 +341,47 @@ static uint64_t name_of(VhostUserSession *s, uint64_t addr)
     return region ? region->name + (addr - region->local) : addr;
 }
 
+bool session_names_clash(const SessionRegion *a, const SessionRegion *b)
+{
+    bool aliases = a->dev == b->dev && a->ino == b->ino &&
+                   a->name - a->offset == b->name - b->offset;
+
+    return ranges_overlap(a->name, a->size, b->name, b->size) && !aliases;
+}
+
 bool session_valid_region(uint64_t name, uint64_t size)
 {
     return size && size <= INT64_MAX && name <= INT64_MAX - size;
 }
 
 /*
- * Returns a name for a new region: @name, unless the range of names from there
- * overlaps that of an older region. Back-ends look up addresses in the ranges
- * of all regions, so the ranges must not overlap.
+ * Returns the name for a new region: its user address, unless the range of
+ * names from there overlaps that of an older region. Back-ends look up
+ * addresses in the ranges of all regions, so the ranges must not overlap,
+ * except where they are aliases of the same memory.
  */
 static uint64_t free_name(const SessionRegion *region, unsigned n,
-                          uint64_t name, uint64_t size)
+                          const WireRegion *wire, int fd)
 {
+    SessionRegion new = {
+        .size = wire->size,
+        .offset = wire->offset,
+        .name = wire->user_addr,
+    };
+    struct stat st;
+
+    if (!fstat(fd, &st)) {
+        new.dev = st.st_dev;
+        new.ino = st.st_ino;
+    }
     for (unsigned i = 0; i < n; i++) {
-        if (ranges_overlap(name, size, region[i].name, region[i].size)) {
-            name = ROUND_UP(region[i].name + region[i].size,
-                            qemu_real_host_page_size());
+        if (session_names_clash(&region[i], &new)) {
+            new.name = ROUND_UP(region[i].name + region[i].size,
+                                qemu_real_host_page_size());
             i = -1;     /* compare with all regions again */
         }
     }
-    return name;
+    return new.name;
 }
 
 /*
@@ -304,8 +462,7 @@ static void set_table(VhostUserSession *s, WireMessage *msg, const int *fds)
                 continue;
             }
             wire->user_addr = same ? same->name :
-                              free_name(s->region, s->nregions, local,
-                                        wire->size);
+                              free_name(s->region, s->nregions, wire, fds[i]);
             add_region(s, wire, local, fds[i]);
         }
     }
@@ -337,57 +494,67 @@ static bool acknowledges_postcopy(const WireMessage *msg, size_t nfds)
            msg->size == sizeof(msg->u64) && !nfds;
 }
 
-/* Replace our addresses in a message by names, and record new regions. */
-static void session_translate(VhostUserSession *s, WireMessage *msg,
+static void record_table(VhostUserSession *s, WireMessage *msg,
+                         const int *fds, size_t nfds)
+{
+    if (acknowledges_postcopy(msg, nfds)) {
+        return;
+    }
+    if (msg->table.n == nfds) {
+        set_table(s, msg, fds);
+    } else {
+        s->untracked = msg->request;
+    }
+}
+
+static void record_new_region(VhostUserSession *s, WireMessage *msg,
                               const int *fds, size_t nfds)
 {
-    SessionRegion *region;
-    uint64_t local;
+    WireRegion *wire = &msg->slot.region;
+    uint64_t local = wire->user_addr;
 
     if (acknowledges_postcopy(msg, nfds)) {
         return;
     }
-    switch (msg->request) {
-    case SET_MEM_TABLE:
-        if (msg->table.n == nfds) {
-            set_table(s, msg, fds);
-        } else {
-            s->untracked = msg->request;
-        }
-        break;
-    case ADD_MEM_REG:
-        local = msg->slot.region.user_addr;
-        if (nfds != 1) {
-            s->untracked = msg->request;
-            break;
-        }
-        msg->slot.region.user_addr = free_name(s->region, s->nregions, local,
-                                               msg->slot.region.size);
-        add_region(s, &msg->slot.region, local, fds[0]);
-        break;
-    case REM_MEM_REG:
-        region = find_local(s, msg->slot.region.user_addr);
-        if (region) {
-            msg->slot.region.user_addr = region->name;
+    if (nfds != 1) {
+        s->untracked = msg->request;
+        return;
+    }
+    wire->user_addr = free_name(s->region, s->nregions, wire, fds[0]);
+    add_region(s, wire, local, fds[0]);
+}
+
+static void record_removed_region(VhostUserSession *s, WireMessage *msg)
+{
+    WireRegion *wire = &msg->slot.region;
+
+    for (unsigned i = 0; i < s->nregions; i++) {
+        SessionRegion *region = &s->region[i];
+
+        if (region->mapped && region->local == wire->user_addr &&
+            same_addresses(region, wire)) {
+            wire->user_addr = region->name;
             remove_region(s, region);
+            return;
         }
-        break;
-    case SET_VRING_ADDR:
-        /* With an IOMMU, the message has guest addresses (IOVAs) */
-        if (!has_feature(s, VIRTIO_F_IOMMU_PLATFORM)) {
-            msg->ring_addr.desc_user_addr =
-                name_of(s, msg->ring_addr.desc_user_addr);
-            msg->ring_addr.used_user_addr =
-                name_of(s, msg->ring_addr.used_user_addr);
-            msg->ring_addr.avail_user_addr =
-                name_of(s, msg->ring_addr.avail_user_addr);
-        }
-        break;
-    case IOTLB_MSG:
-        if (msg->iotlb.type == VHOST_IOTLB_UPDATE) {
-            msg->iotlb.uaddr = name_of(s, msg->iotlb.uaddr);
-        }
-        break;
+    }
+}
+
+/* Replace our user addresses of rings and of the IOTLB by names. */
+static void translate_addresses(VhostUserSession *s, WireMessage *msg)
+{
+    /* With an IOMMU, SET_VRING_ADDR has guest addresses (IOVAs) */
+    if (msg->request == SET_VRING_ADDR &&
+        !has_feature(s, VIRTIO_F_IOMMU_PLATFORM)) {
+        msg->ring_addr.desc_user_addr =
+            name_of(s, msg->ring_addr.desc_user_addr);
+        msg->ring_addr.used_user_addr =
+            name_of(s, msg->ring_addr.used_user_addr);
+        msg->ring_addr.avail_user_addr =
+            name_of(s, msg->ring_addr.avail_user_addr);
+    } else if (msg->request == IOTLB_MSG &&
+               msg->iotlb.type == VHOST_IOTLB_UPDATE) {
+        msg->iotlb.uaddr = name_of(s, msg->iotlb.uaddr);
     }
 }
 
@@ -395,29 +562,11 @@ static void session_translate(VhostUserSession *s, WireMessage *msg,
  * The back-end's current state
  */
 
-static bool is_value(unsigned request)
+/* Does the config space of @size bytes contain what a message is about? */
+static bool config_contains(uint32_t size, const WireMessage *msg)
 {
-    switch (request) {
-    case SET_FEATURES:
-    case SET_OWNER:
-    case SET_PROTOCOL_FEATURES:
-    case NET_SET_MTU:
-    case SET_STATUS:
-        return true;
-    default:
-        return false;
-    }
-}
-
-static uint64_t message_value(const WireMessage *msg)
-{
-    return msg->size >= sizeof(msg->u64) ? msg->u64 : 0;
-}
-
-static void set_value(VhostUserSession *s, unsigned request, uint64_t value)
-{
-    s->known |= BIT_ULL(request);
-    s->value[request] = value;
+    return msg->config.offset <= size &&
+           msg->config.size <= size - msg->config.offset;
 }
 
 /*
@@ -427,27 +576,29 @@ static void set_value(VhostUserSession *s, unsigned request, uint64_t value)
 static void session_apply(VhostUserSession *s, WireMessage *msg,
                           const int *fds, size_t nfds)
 {
+    RequestKind kind = request_info(msg)->kind;
+    SessionValue *value = message_value(s, msg);
     SessionRing *ring = message_ring(s, msg);
     int fd = nfds ? fds[0] : -1;
 
-    session_translate(s, msg, fds, nfds);
+    translate_addresses(s, msg);
 
-    if (is_value(msg->request)) {
-        set_value(s, msg->request, message_value(msg));
-        if (msg->request == SET_STATUS && !message_value(msg)) {
-            /* Status 0 is a reset: the device negotiates features again */
-            s->known &= ~BIT_ULL(SET_FEATURES);
-        }
-        return;
-    }
-    if (ring) {
-        ring->known |= BIT(msg->request) & ~BIT(GET_VRING_BASE);
-    } else if (ring_index(msg) >= 0) {
+    if (kind == UNTRACKED || (ring_index(msg) >= 0 && !ring)) {
         s->untracked = msg->request;
         return;
     }
+    if (kind == SETTING && value) {
+        *value = (SessionValue) { true, message_u64(msg) };
+    }
+    if (ring && msg->request != GET_VRING_BASE) {
+        *ring_known(ring, msg) = true;
+    }
 
     switch (msg->request) {
+    case SET_STATUS:
+        /* Status 0 is a reset: the device negotiates features again */
+        s->features.known &= s->status.u64 != 0;
+        break;
     case SET_VRING_NUM:
         ring->num = msg->ring.num;
         break;
@@ -467,18 +618,18 @@ static void session_apply(VhostUserSession *s, WireMessage *msg,
     case SET_VRING_KICK:
     case SET_VRING_CALL:
     case SET_VRING_ERR:
-        keep_fd(s, msg->request, ring_file(ring, msg->request), fd);
+        keep_fd(s, ring_file(ring, msg), fd);
         break;
     case GET_VRING_BASE:
+        s->stopping = msg->ring.index;
         forget_stopped_ring(ring);
         break;
     case SET_INFLIGHT_FD:
         s->inflight = msg->inflight;
-        keep_fd(s, msg->request, &s->inflight_fd, fd);
+        keep_fd(s, &s->inflight_fd, fd);
         break;
     case SET_CONFIG:
-        if (msg->config.offset <= s->config_size &&
-            msg->config.size <= s->config_size - msg->config.offset) {
+        if (config_contains(s->config_size, msg)) {
             memcpy(s->config + msg->config.offset, msg->config.data,
                    msg->config.size);
         }
@@ -487,70 +638,239 @@ static void session_apply(VhostUserSession *s, WireMessage *msg,
     case RESET_DEVICE:
         for (unsigned i = 0; i < s->nrings; i++) {
             forget_stopped_ring(&s->ring[i]);
-            s->ring[i].known &= ~BIT(SET_VRING_ENABLE);
+            s->ring[i].enabled_known = false;
         }
         break;
-    case GET_FEATURES:
-    case GET_PROTOCOL_FEATURES:
-    case GET_QUEUE_NUM:
-    case GET_MAX_MEM_SLOTS:
-    case GET_STATUS:
-    case GET_CONFIG:
-    case GET_INFLIGHT_FD:
     case SET_MEM_TABLE:
+        record_table(s, msg, fds, nfds);
+        break;
     case ADD_MEM_REG:
+        record_new_region(s, msg, fds, nfds);
+        break;
     case REM_MEM_REG:
-    case SET_BACKEND_REQ_FD:
+        record_removed_region(s, msg);
         break;
-    /* No state: a log ends with its migration, and the IOTLB is a cache */
-    case SET_LOG_BASE:
-    case SET_LOG_FD:
-    case SEND_RARP:
-    case IOTLB_MSG:
-    /* No state: the incoming migration has ended before the next one starts */
-    case POSTCOPY_ADVISE:
-    case POSTCOPY_LISTEN:
-    case POSTCOPY_END:
-        break;
-    default:
-        s->untracked = msg->request;
+    }
+}
+
+/* Record a part of the config space that borders on the part that is known. */
+static void record_config(VhostUserSession *s, const WireMessage *reply)
+{
+    if (reply->size == WIRE_CONFIG_HEADER + reply->config.size &&
+        reply->config.offset <= s->config_size &&
+        config_contains(VHOST_USER_SESSION_CONFIG, reply)) {
+        memcpy(s->config + reply->config.offset, reply->config.data,
+               reply->config.size);
+        s->config_size = MAX(s->config_size,
+                             reply->config.offset + reply->config.size);
     }
 }
 
 void vhost_user_session_read(VhostUserSession *s, const void *reply)
 {
     const WireMessage *msg = reply;
+    SessionValue *value = message_value(s, msg);
 
+    if (msg->flags != FLAGS_OF_REPLY) {
+        return;
+    }
+    if (request_info(msg)->kind == QUESTION && value) {
+        *value = (SessionValue) { true, message_u64(msg) };
+    }
     switch (msg->request) {
-    case GET_FEATURES:
-    case GET_PROTOCOL_FEATURES:
-    case GET_QUEUE_NUM:
-    case GET_MAX_MEM_SLOTS:
-        set_value(s, msg->request, message_value(msg));
-        break;
-    case GET_STATUS:
-        set_value(s, SET_STATUS, message_value(msg));
-        break;
     case GET_VRING_BASE:
-        if (msg->ring.index < s->nrings) {
-            s->ring[msg->ring.index].base = msg->ring.num;
+        if (msg->size == sizeof(msg->ring) &&
+            msg->ring.index == s->stopping && s->stopping < s->nrings) {
+            s->ring[s->stopping].base = msg->ring.num;
         }
         break;
     case GET_INFLIGHT_FD:
-        if (!msg->inflight.size) {
-            /* The back-end has no inflight region for any device */
-            set_value(s, GET_INFLIGHT_FD, 0);
-        }
+        /* Size 0: the back-end has no inflight region for any device */
+        s->no_inflight |= !msg->inflight.size;
         break;
     case GET_CONFIG:
-        if (msg->config.offset == 0 &&
-            msg->config.size <= VHOST_USER_SESSION_CONFIG &&
-            msg->size == WIRE_CONFIG_HEADER + msg->config.size) {
-            s->config_size = msg->config.size;
-            memcpy(s->config, msg->config.data, s->config_size);
-        }
+        record_config(s, msg);
         break;
     }
+}
+
+/*
+ * Messages that the session sends itself
+ */
+
+static bool wants_reply(const VhostUserSession *s, const WireMessage *msg)
+{
+    return msg->flags & FLAGS_NEED_REPLY ||
+           (msg->request == SET_LOG_BASE &&
+            has_protocol_feature(s, VHOST_USER_PROTOCOL_F_LOG_SHMFD));
+}
+
+static bool send_message(VhostUserSession *s, WireMessage *msg,
+                         const int *fds, size_t nfds, Error **errp)
+{
+    trace_vhost_user_session_send(msg->request);
+    session_apply(s, msg, fds, nfds);
+    return s->ops->send(s->opaque, msg, WIRE_HEADER + msg->size, fds, nfds,
+                        errp);
+}
+
+static bool receive_reply(VhostUserSession *s, unsigned request,
+                          WireMessage *reply, Error **errp)
+{
+    if (!s->ops->receive(s->opaque, reply, sizeof(*reply), errp)) {
+        return false;
+    }
+    if (reply->request != request) {
+        error_setg(errp, "The vhost-user back-end replied to request %" PRIu32
+                   " instead of %u", reply->request, request);
+        return false;
+    }
+    if (reply->flags != FLAGS_OF_REPLY) {
+        error_setg(errp, "The vhost-user back-end's reply to request %u has "
+                   "the flags 0x%" PRIx32 " instead of 0x%x", request,
+                   reply->flags, FLAGS_OF_REPLY);
+        return false;
+    }
+    return true;
+}
+
+static bool check_size(const WireMessage *reply, size_t size, Error **errp)
+{
+    if (reply->size != size) {
+        error_setg(errp, "The vhost-user back-end's reply to request %" PRIu32
+                   " has %" PRIu32 " bytes instead of %zu", reply->request,
+                   reply->size, size);
+        return false;
+    }
+    return true;
+}
+
+static bool check_reply(VhostUserSession *s, const WireMessage *msg,
+                        Error **errp)
+{
+    WireMessage reply = { 0 };
+
+    if (!wants_reply(s, msg)) {
+        return true;
+    }
+    if (!receive_reply(s, msg->request, &reply, errp)) {
+        return false;
+    }
+    if (!(msg->flags & FLAGS_NEED_REPLY)) {
+        return true;        /* SET_LOG_BASE: any reply will do */
+    }
+    if (!check_size(&reply, sizeof(reply.u64), errp)) {
+        return false;
+    }
+    if (reply.u64) {
+        error_setg(errp, "The vhost-user back-end refused request %" PRIu32,
+                   msg->request);
+        return false;
+    }
+    return true;
+}
+
+static bool send_and_check(VhostUserSession *s, WireMessage *msg,
+                           const int *fds, size_t nfds, Error **errp)
+{
+    return send_message(s, msg, fds, nfds, errp) && check_reply(s, msg, errp);
+}
+
+static bool stop_ring(VhostUserSession *s, unsigned index, int *sent,
+                      Error **errp)
+{
+    SessionRing *ring = &s->ring[index];
+    WireMessage msg = {
+        .flags = FLAGS_VERSION,
+        .size = sizeof(msg.ring),
+        .ring.index = index,
+    };
+    WireMessage reply = { 0 };
+
+    if (has_feature(s, F_PROTOCOL_FEATURES) &&
+        (!ring->enabled_known || ring->enabled)) {
+        msg.request = SET_VRING_ENABLE;
+        if (has_protocol_feature(s, VHOST_USER_PROTOCOL_F_REPLY_ACK)) {
+            msg.flags |= FLAGS_NEED_REPLY;
+        }
+        if (!send_and_check(s, &msg, NULL, 0, errp)) {
+            return false;
+        }
+        (*sent)++;
+        msg.flags = FLAGS_VERSION;
+    }
+
+    msg.request = GET_VRING_BASE;
+    if (!send_message(s, &msg, NULL, 0, errp) ||
+        !receive_reply(s, GET_VRING_BASE, &reply, errp) ||
+        !check_size(&reply, sizeof(reply.ring), errp)) {
+        return false;
+    }
+    if (reply.ring.index != index) {
+        error_setg(errp, "The vhost-user back-end stopped ring %" PRIu32
+                   " instead of ring %u", reply.ring.index, index);
+        return false;
+    }
+    (*sent)++;
+    ring->base = reply.ring.num;
+    return true;
+}
+
+/* Before a message is sent directly, stop rings that a reset left running. */
+static bool stop_rewound_rings(VhostUserSession *s)
+{
+    Error *err = NULL;
+    int sent = 0;
+
+    for (unsigned i = 0; i < s->nrings; i++) {
+        if (s->ring[i].rewind && !stop_ring(s, i, &sent, &err)) {
+            error_report_err(err);
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Remove the regions that our device has not sent: they belong to the source,
+ * and our device sends no REM_MEM_REG for them.
+ */
+static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
+{
+    WireMessage msg = {
+        .request = REM_MEM_REG,
+        .flags = FLAGS_VERSION,
+        .size = sizeof(msg.slot),
+    };
+
+    if (!has_protocol_feature(s,
+                              VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) {
+        return true;
+    }
+    if (has_protocol_feature(s, VHOST_USER_PROTOCOL_F_REPLY_ACK)) {
+        msg.flags |= FLAGS_NEED_REPLY;
+    }
+    for (unsigned i = s->nregions; i-- > 0; ) {
+        SessionRegion region = s->region[i];
+
+        if (region.mapped) {
+            continue;
+        }
+        msg.slot.region = (WireRegion) {
+            .guest_addr = region.guest_addr,
+            .size = region.size,
+            .user_addr = region.name,
+        };
+        remove_region(s, &s->region[i]);
+        trace_vhost_user_session_send(msg.request);
+        if (!s->ops->send(s->opaque, &msg, WIRE_HEADER + msg.size, NULL, 0,
+                          errp) ||
+            !check_reply(s, &msg, errp)) {
+            return false;
+        }
+        (*sent)++;
+    }
+    return true;
 }
 
 /*
@@ -615,12 +935,8 @@ static int hold_message(VhostUserSession *s, const WireMessage *msg,
         held->same_file = fds[0] == ring->lent_kick;
     } else if (nfds && msg->request == SET_VRING_CALL) {
         held->same_file = fds[0] == ring->lent_call;
-    } else if (nfds && msg->request == SET_VRING_ERR && ring->err >= 0) {
-        /*
-         * The device does not poll the error eventfd yet. So turn its
-         * descriptor into the eventfd that the back-end already has.
-         */
-        held->same_file = dup3(ring->err, fds[0], O_CLOEXEC) >= 0;
+    } else if (nfds && msg->request == SET_VRING_ERR) {
+        held->same_file = fds[0] == ring->lent_err;
     }
     g_queue_push_tail(&s->pending, held);
     return 0;
@@ -630,7 +946,7 @@ static void start_reply(VhostUserSession *s, unsigned request, uint32_t size)
 {
     s->reply = (WireMessage) {
         .request = request,
-        .flags = FLAGS_VERSION | FLAGS_REPLY,
+        .flags = FLAGS_OF_REPLY,
         .size = size,
     };
     s->has_reply = true;
@@ -642,66 +958,70 @@ static void reply_u64(VhostUserSession *s, unsigned request, uint64_t u64)
     s->reply.u64 = u64;
 }
 
-/* Apply the device's stored SET_CONFIG messages to the reply. */
-static void add_pending_config(VhostUserSession *s)
+/* Answer with the config space as the device's stored messages change it. */
+static void reply_config(VhostUserSession *s, const WireMessage *msg)
 {
-    for (GList *l = s->pending.head; l; l = l->next) {
-        const WireMessage *msg = ((HeldMessage *)l->data)->msg;
+    uint8_t config[VHOST_USER_SESSION_CONFIG];
 
-        if (msg->request == SET_CONFIG &&
-            msg->config.offset <= s->reply.config.size &&
-            msg->config.size <= s->reply.config.size - msg->config.offset) {
-            memcpy(s->reply.config.data + msg->config.offset,
-                   msg->config.data, msg->config.size);
+    memcpy(config, s->config, sizeof(config));
+    for (GList *l = s->pending.head; l; l = l->next) {
+        const WireMessage *set = ((HeldMessage *)l->data)->msg;
+
+        if (set->request == SET_CONFIG &&
+            config_contains(s->config_size, set)) {
+            memcpy(config + set->config.offset, set->config.data,
+                   set->config.size);
         }
     }
+    start_reply(s, msg->request, WIRE_CONFIG_HEADER + msg->config.size);
+    s->reply.config.offset = msg->config.offset;
+    s->reply.config.size = msg->config.size;
+    memcpy(s->reply.config.data, config + msg->config.offset,
+           msg->config.size);
 }
 
 /* Answer in the back-end's place. Returns false if the answer is unknown. */
 static bool answer_request(VhostUserSession *s, const WireMessage *msg)
 {
+    const SessionValue *value = message_value(s, msg);
     const WireMessage *pending;
-    unsigned known = msg->request;
     SessionRing *ring;
 
     switch (msg->request) {
     case GET_PROTOCOL_FEATURES:
         /* Only a new connection can negotiate other protocol features */
-        known = session_knows(s, SET_PROTOCOL_FEATURES) ?
-                SET_PROTOCOL_FEATURES : GET_PROTOCOL_FEATURES;
+        if (s->protocol_features.known) {
+            value = &s->protocol_features;
+        }
         /* fall through */
     case GET_FEATURES:
     case GET_QUEUE_NUM:
     case GET_MAX_MEM_SLOTS:
-        if (!session_knows(s, known)) {
+        if (!value->known) {
             return false;
         }
-        reply_u64(s, msg->request, s->value[known]);
+        reply_u64(s, msg->request, value->u64);
         return true;
 
     case GET_STATUS:
         pending = find_pending(s, SET_STATUS, 0);
-        if (!pending && !session_knows(s, SET_STATUS)) {
+        if (!pending && !value->known) {
             return false;
         }
-        reply_u64(s, msg->request,
-                  pending ? pending->u64 : s->value[SET_STATUS]);
+        reply_u64(s, msg->request, pending ? pending->u64 : value->u64);
         return true;
 
     case GET_CONFIG:
-        if (msg->config.size > s->config_size) {
+        if (!config_contains(s->config_size, msg)) {
             return false;
         }
-        start_reply(s, msg->request, WIRE_CONFIG_HEADER + msg->config.size);
-        s->reply.config.size = msg->config.size;
-        memcpy(s->reply.config.data, s->config, msg->config.size);
-        add_pending_config(s);
+        reply_config(s, msg);
         return true;
 
     case GET_INFLIGHT_FD:
         close_fd(&s->reply_fd);
         s->reply_fd = s->inflight_fd < 0 ? -1 : qemu_dup(s->inflight_fd);
-        if (s->reply_fd < 0 && !session_knows(s, GET_INFLIGHT_FD)) {
+        if (s->reply_fd < 0 && !s->no_inflight) {
             return false;
         }
         start_reply(s, msg->request, sizeof(s->inflight));
@@ -726,57 +1046,6 @@ static bool answer_request(VhostUserSession *s, const WireMessage *msg)
     }
 }
 
-static bool is_question(unsigned request)
-{
-    switch (request) {
-    case GET_FEATURES:
-    case GET_PROTOCOL_FEATURES:
-    case GET_QUEUE_NUM:
-    case GET_MAX_MEM_SLOTS:
-    case GET_STATUS:
-    case GET_CONFIG:
-    case GET_INFLIGHT_FD:
-        return true;
-    default:
-        return false;
-    }
-}
-
-static bool can_be_held(unsigned request)
-{
-    switch (request) {
-    case SET_MEM_TABLE:
-    case ADD_MEM_REG:
-    case REM_MEM_REG:
-    case SET_VRING_NUM:
-    case SET_VRING_ADDR:
-    case SET_VRING_BASE:
-    case GET_VRING_BASE:
-    case SET_VRING_KICK:
-    case SET_VRING_CALL:
-    case SET_VRING_ERR:
-    case SET_VRING_ENABLE:
-    case SET_BACKEND_REQ_FD:
-    case SET_LOG_BASE:
-    case SET_INFLIGHT_FD:
-    case SET_CONFIG:
-    case RESET_DEVICE:
-    case IOTLB_MSG:
-        return true;
-    default:
-        return is_value(request);
-    }
-}
-
-static bool wants_reply(const VhostUserSession *s, const WireMessage *msg)
-{
-    return msg->flags & FLAGS_NEED_REPLY ||
-           (msg->request == SET_LOG_BASE &&
-            has_protocol_feature(s, VHOST_USER_PROTOCOL_F_LOG_SHMFD));
-}
-
-static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp);
-
 /*
  * A device that was not started when this QEMU took the connection over sends
  * its memory regions later. Regions of the source that it does not send do not
@@ -795,114 +1064,17 @@ static int make_room(VhostUserSession *s, const WireMessage *msg)
     return 0;
 }
 
-static bool receive_reply(VhostUserSession *s, unsigned request,
-                          WireMessage *reply, Error **errp)
-{
-    if (!s->ops->receive(s->opaque, reply, sizeof(*reply), errp)) {
-        return false;
-    }
-    if (reply->request != request) {
-        error_setg(errp, "The vhost-user back-end replied to request %" PRIu32
-                   " instead of %u", reply->request, request);
-        return false;
-    }
-    return true;
-}
-
-static bool send_message(VhostUserSession *s, WireMessage *msg,
-                         const int *fds, size_t nfds, Error **errp)
-{
-    trace_vhost_user_session_send(msg->request);
-    session_apply(s, msg, fds, nfds);
-    return s->ops->send(s->opaque, msg, WIRE_HEADER + msg->size, fds, nfds,
-                        errp);
-}
-
-static bool check_reply(VhostUserSession *s, const WireMessage *msg,
-                        Error **errp)
-{
-    WireMessage reply = { 0 };
-
-    if (!wants_reply(s, msg)) {
-        return true;
-    }
-    if (!receive_reply(s, msg->request, &reply, errp)) {
-        return false;
-    }
-    if (msg->flags & FLAGS_NEED_REPLY && message_value(&reply)) {
-        error_setg(errp, "The vhost-user back-end refused request %" PRIu32,
-                   msg->request);
-        return false;
-    }
-    return true;
-}
-
-static bool send_and_check(VhostUserSession *s, WireMessage *msg,
-                           const int *fds, size_t nfds, Error **errp)
-{
-    return send_message(s, msg, fds, nfds, errp) && check_reply(s, msg, errp);
-}
-
-static bool stop_ring(VhostUserSession *s, unsigned index, int *sent,
-                      Error **errp)
-{
-    SessionRing *ring = &s->ring[index];
-    WireMessage msg = {
-        .flags = FLAGS_VERSION,
-        .size = sizeof(msg.ring),
-        .ring.index = index,
-    };
-    WireMessage reply = { 0 };
-
-    if (has_feature(s, F_PROTOCOL_FEATURES) &&
-        (!ring_knows(ring, SET_VRING_ENABLE) || ring->enabled)) {
-        msg.request = SET_VRING_ENABLE;
-        if (has_protocol_feature(s, VHOST_USER_PROTOCOL_F_REPLY_ACK)) {
-            msg.flags |= FLAGS_NEED_REPLY;
-        }
-        if (!send_and_check(s, &msg, NULL, 0, errp)) {
-            return false;
-        }
-        (*sent)++;
-        msg.flags = FLAGS_VERSION;
-    }
-
-    msg.request = GET_VRING_BASE;
-    if (!send_message(s, &msg, NULL, 0, errp) ||
-        !receive_reply(s, GET_VRING_BASE, &reply, errp)) {
-        return false;
-    }
-    (*sent)++;
-    vhost_user_session_read(s, &reply);
-    return true;
-}
-
-/* Before a message is sent directly, stop rings that a reset left running. */
-static bool stop_rewound_rings(VhostUserSession *s)
-{
-    Error *err = NULL;
-    int sent = 0;
-
-    for (unsigned i = 0; i < s->nrings; i++) {
-        if (s->ring[i].rewind && !stop_ring(s, i, &sent, &err)) {
-            error_report_err(err);
-            return false;
-        }
-    }
-    return true;
-}
-
 /* Returns 1 if the message need not be sent, 0 if it must be sent, or -errno */
 static int withhold(VhostUserSession *s, const WireMessage *msg,
                     const int *fds, size_t nfds)
 {
     int ret;
 
-    if (is_question(msg->request) && answer_request(s, msg)) {
+    if (request_info(msg)->kind == QUESTION && answer_request(s, msg)) {
         trace_vhost_user_session_answer(msg->request);
         return 1;
     }
-    if (can_be_held(msg->request)) {
+    if (request_info(msg)->kind == SETTING) {
         if (msg->request == GET_VRING_BASE && !answer_request(s, msg)) {
             return -EINVAL;
         }
@@ -950,7 +1122,7 @@ int vhost_user_session_write(VhostUserSession *s, void *message,
 bool vhost_user_session_has_replies(const VhostUserSession *s)
 {
     /* Every device asks for the features first */
-    return session_knows(s, GET_FEATURES);
+    return s->offered_features.known;
 }
 
 bool vhost_user_session_answer(VhostUserSession *s, void *msg, size_t size)
@@ -983,45 +1155,64 @@ int vhost_user_session_answer_fd(VhostUserSession *s)
  * The commit
  */
 
-/* Does the later message set the same state, so that @msg has no effect? */
-static bool overrides(const WireMessage *later, const WireMessage *msg)
+/* The request that represents the state that a message sets */
+static unsigned state_of(const WireMessage *msg)
 {
-    if (ring_index(later) != ring_index(msg)) {
-        return false;
-    }
+    return request_info(msg)->same_state ?: msg->request;
+}
 
-    switch (later->request) {
-    case ADD_MEM_REG:
-    case REM_MEM_REG:
-    case SET_CONFIG:
-    case IOTLB_MSG:
-    case RESET_DEVICE:
-        return false;
-    case GET_VRING_BASE:
-    case SET_VRING_KICK:
-        /* GET_VRING_BASE stops the ring, SET_VRING_KICK starts it */
-        return msg->request == GET_VRING_BASE ||
-               msg->request == SET_VRING_KICK;
-    default:
-        return later->request == msg->request;
+/* Drop messages without an effect, because a later one sets the same state. */
+static void drop_overridden(VhostUserSession *s)
+{
+    /* BIT_ULL(request) of the later messages; [0] is for those of no ring */
+    g_autofree uint64_t *later = g_new0(uint64_t, s->nrings + 1);
+
+    for (GList *l = s->pending.tail, *prev; l; l = prev) {
+        HeldMessage *held = l->data;
+        uint64_t bit = BIT_ULL(state_of(held->msg));
+        int i = ring_index(held->msg) + 1;
+
+        prev = l->prev;
+        if (later[i] & bit) {
+            held_message_free(held);
+            g_queue_delete_link(&s->pending, l);
+        } else if (!request_info(held->msg)->repeats) {
+            later[i] |= bit;
+        }
     }
 }
 
-static void drop_overridden(VhostUserSession *s)
+static void append_all(GQueue *to, GQueue *from)
 {
-    for (GList *l = s->pending.tail; l; l = l->prev) {
-        GList *prev, *next;
+    GList *l;
 
-        for (prev = l->prev; prev; prev = next) {
-            HeldMessage *older = prev->data;
-
-            next = prev->prev;
-            if (overrides(((HeldMessage *)l->data)->msg, older->msg)) {
-                held_message_free(older);
-                g_queue_delete_link(&s->pending, prev);
-            }
-        }
+    while ((l = g_queue_pop_head_link(from))) {
+        g_queue_push_tail_link(to, l);
     }
+}
+
+/*
+ * Let the messages that start rings follow those that set them up. A device
+ * may have changed the set-up after it had started the rings: with another
+ * call eventfd when it unmasked a vector, with the flags of a log when a
+ * migration began. The back-end gets the last set-up only, before it starts.
+ */
+static void start_at_end(VhostUserSession *s)
+{
+    GQueue sorted = G_QUEUE_INIT, starts = G_QUEUE_INIT;
+    GList *l;
+
+    while ((l = g_queue_pop_head_link(&s->pending))) {
+        const WireMessage *msg = ((HeldMessage *)l->data)->msg;
+
+        if (msg->request == RESET_DEVICE) {
+            append_all(&sorted, &starts);
+        }
+        g_queue_push_tail_link(request_info(msg)->starts ? &starts : &sorted,
+                               l);
+    }
+    append_all(&sorted, &starts);
+    s->pending = sorted;
 }
 
 static bool table_unchanged(VhostUserSession *s, const HeldMessage *held)
@@ -1043,16 +1234,16 @@ static bool table_unchanged(VhostUserSession *s, const HeldMessage *held)
 static bool is_known(VhostUserSession *s, const HeldMessage *held)
 {
     const WireMessage *msg = held->msg;
+    const SessionValue *value = message_value(s, msg);
     SessionRing *ring = message_ring(s, msg);
 
-    if (is_value(msg->request)) {
-        return session_knows(s, msg->request) &&
-               s->value[msg->request] == message_value(msg);
+    if (value) {
+        return value->known && value->u64 == message_u64(msg);
     }
     if (msg->request == GET_VRING_BASE) {
-        return !ring_runs(ring);
+        return !ring->running;
     }
-    if (ring && !ring_knows(ring, msg->request)) {
+    if (ring && !*ring_known(ring, msg)) {
         return false;
     }
 
@@ -1061,13 +1252,13 @@ static bool is_known(VhostUserSession *s, const HeldMessage *held)
         return ring->num == msg->ring.num;
     case SET_VRING_BASE:
         /* While a ring runs, only the back-end knows its index */
-        return ring_runs(ring) || ring->base == msg->ring.num;
+        return ring->running || ring->base == msg->ring.num;
     case SET_VRING_ENABLE:
         return ring->enabled == msg->ring.num;
     case SET_VRING_ADDR: {
         WireMessage named = *msg;
 
-        session_translate(s, &named, NULL, 0);
+        translate_addresses(s, &named);
         return ring->flags == named.ring_addr.flags &&
                ring->desc == named.ring_addr.desc_user_addr &&
                ring->used == named.ring_addr.used_user_addr &&
@@ -1078,7 +1269,7 @@ static bool is_known(VhostUserSession *s, const HeldMessage *held)
     case SET_VRING_CALL:
     case SET_VRING_ERR:
         return held->same_file ||
-               (!held->nfds && *ring_file(ring, msg->request) < 0);
+               (!held->nfds && *ring_file(ring, msg) < 0);
     case SET_MEM_TABLE:
         return table_unchanged(s, held);
     case SET_INFLIGHT_FD:
@@ -1108,79 +1299,69 @@ static void match_table(VhostUserSession *s)
     }
 }
 
-/* Can all rings keep running when this message is sent? */
-static bool is_harmless(VhostUserSession *s, const HeldMessage *held)
+/* Logging can be switched on and off while rings run. */
+static bool only_switches_log(const VhostUserSession *s,
+                              const WireMessage *msg)
 {
-    const WireMessage *msg = held->msg;
-
-    switch (msg->request) {
-    case SET_FEATURES:
-        /* Only logging can be switched while rings run */
-        return !((message_value(msg) ^ s->value[SET_FEATURES]) &
-                 ~BIT_ULL(VHOST_F_LOG_ALL));
-    case SET_INFLIGHT_FD:
-        /* Running rings keep using the region that they started with */
-        return is_known(s, held);
-    default:
-        return true;
-    }
+    return msg->request == SET_FEATURES &&
+           !((message_u64(msg) ^ s->features.u64) &
+             ~BIT_ULL(VHOST_F_LOG_ALL));
 }
 
-/* Must a running ring be stopped for the state that the device requests? */
-static bool must_stop(VhostUserSession *s, unsigned index)
+/* Find the running rings that must be stopped for what the device requests. */
+static void find_changed_rings(VhostUserSession *s, bool *changed)
 {
-    if (s->ring[index].rewind) {
-        return true;
-    }
+    bool all = false;
+
     for (GList *l = s->pending.head; l; l = l->next) {
         const HeldMessage *held = l->data;
+        StopRule stop = request_info(held->msg)->stop;
 
-        if (!is_harmless(s, held)) {
-            return true;
-        }
-        if (ring_index(held->msg) != (int)index) {
+        if (stop == STOP_NONE || is_known(s, held) ||
+            only_switches_log(s, held->msg)) {
             continue;
         }
-        switch (held->msg->request) {
-        case SET_VRING_NUM:
-        case SET_VRING_ADDR:
-        case SET_VRING_KICK:
-        case GET_VRING_BASE:
-            if (!is_known(s, held)) {
-                return true;
-            }
+        if (stop == STOP_RING) {
+            changed[ring_index(held->msg)] = true;
+        } else {
+            all = true;
         }
     }
-    return false;
+    for (unsigned i = 0; i < s->nrings; i++) {
+        changed[i] = s->ring[i].running &&
+                     (changed[i] || all || s->ring[i].rewind);
+    }
 }
 
-static void set_pending_base(VhostUserSession *s, unsigned index)
+/* Let rings continue at the index where the back-end has stopped. */
+static void set_pending_bases(VhostUserSession *s, const bool *stopped)
 {
     for (GList *l = s->pending.head; l; l = l->next) {
         WireMessage *msg = ((HeldMessage *)l->data)->msg;
 
-        if (msg->request == SET_VRING_BASE && msg->ring.index == index) {
-            msg->ring.num = s->ring[index].base;
+        if (msg->request == SET_VRING_BASE && stopped[msg->ring.index]) {
+            msg->ring.num = s->ring[msg->ring.index].base;
         }
     }
 }
 
 static bool stop_changed_rings(VhostUserSession *s, int *sent, Error **errp)
 {
+    g_autofree bool *stop = g_new0(bool, s->nrings);
+
+    find_changed_rings(s, stop);
     for (unsigned i = 0; i < s->nrings; i++) {
         bool rewind = s->ring[i].rewind;
 
-        if (!ring_runs(&s->ring[i]) || !must_stop(s, i)) {
-            continue;
-        }
-        if (!stop_ring(s, i, sent, errp)) {
+        if (stop[i] && !stop_ring(s, i, sent, errp)) {
             return false;
         }
-        if (!rewind) {
-            /* The ring continues at the index where the back-end stopped */
-            set_pending_base(s, i);
+        if (rewind) {
+            /* The ring starts at the index that the device has requested */
+            stop[i] = false;
         }
     }
+    set_pending_bases(s, stop);
     return true;
 }
 
@@ -1193,48 +1374,6 @@ static bool named_memory(const VhostUserSession *s)
         }
     }
     return false;
-}
-
-/*
- * Remove the regions that our device has not sent: they belong to the source,
- * and our device sends no REM_MEM_REG for them.
- */
-static bool remove_lost_regions(VhostUserSession *s, int *sent, Error **errp)
-{
-    WireMessage msg = {
-        .request = REM_MEM_REG,
-        .flags = FLAGS_VERSION,
-        .size = sizeof(msg.slot),
-    };
-
-    if (!has_protocol_feature(s,
-                              VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) {
-        return true;
-    }
-    if (has_protocol_feature(s, VHOST_USER_PROTOCOL_F_REPLY_ACK)) {
-        msg.flags |= FLAGS_NEED_REPLY;
-    }
-    for (unsigned i = s->nregions; i-- > 0; ) {
-        SessionRegion region = s->region[i];
-
-        if (region.mapped) {
-            continue;
-        }
-        msg.slot.region = (WireRegion) {
-            .guest_addr = region.guest_addr,
-            .size = region.size,
-            .user_addr = region.name,
-        };
-        remove_region(s, &s->region[i]);
-        trace_vhost_user_session_send(msg.request);
-        if (!s->ops->send(s->opaque, &msg, WIRE_HEADER + msg.size, NULL, 0,
-                          errp) ||
-            !check_reply(s, &msg, errp)) {
-            return false;
-        }
-        (*sent)++;
-    }
-    return true;
 }
 
 /*
@@ -1325,6 +1464,7 @@ static void end_hold(VhostUserSession *s)
     for (unsigned i = 0; i < s->nrings; i++) {
         s->ring[i].lent_kick = -1;
         s->ring[i].lent_call = -1;
+        s->ring[i].lent_err = -1;
         s->ring[i].rewind = false;
     }
     s->held = false;
@@ -1338,9 +1478,14 @@ int vhost_user_session_commit(VhostUserSession *s, Error **errp)
     int sent = 0;
     bool ok;
 
-    assert(s->held && s->owned);
+    if (!s->held || !s->owned) {
+        error_setg(errp, "This QEMU does not own the connection of the "
+                   "vhost-user back-end; use command 'cont' to start the VM");
+        return -1;
+    }
 
     drop_overridden(s);
+    start_at_end(s);
     match_table(s);
     ok = stop_changed_rings(s, &sent, errp) &&
          make_room_for_pending(s, &sent, errp) &&
@@ -1381,7 +1526,7 @@ void vhost_user_session_rewind(VhostUserSession *s)
         return;
     }
     for (unsigned i = 0; i < s->nrings; i++) {
-        s->ring[i].rewind = ring_runs(&s->ring[i]);
+        s->ring[i].rewind = s->ring[i].running;
     }
     /* The device has forgotten the requests in the inflight region */
     close_fd(&s->inflight_fd);
@@ -1393,7 +1538,7 @@ void vhost_user_session_rewind(VhostUserSession *s)
 
 bool vhost_user_session_ring_running(const VhostUserSession *s, unsigned ring)
 {
-    return ring < s->nrings && ring_runs(&s->ring[ring]);
+    return ring < s->nrings && s->ring[ring].running;
 }
 
 uint32_t vhost_user_session_ring_base(const VhostUserSession *s, unsigned ring)
@@ -1401,27 +1546,37 @@ uint32_t vhost_user_session_ring_base(const VhostUserSession *s, unsigned ring)
     return ring < s->nrings ? s->ring[ring].base : 0;
 }
 
-static int lend(VhostUserSession *s, unsigned ring, int fd, int *lent)
+static int lend(const VhostUserSession *s, int fd, int *lent)
 {
-    *lent = -1;
-    /* A ring that was reset must be set up again with new files */
-    if (!s->held || s->ring[ring].rewind || fd < 0) {
-        return -1;
-    }
-    *lent = qemu_dup(fd);
+    *lent = s->held && fd >= 0 ? qemu_dup(fd) : -1;
     return *lent;
+}
+
+/* A ring that was reset must be set up again with new files. */
+static int lend_of_running(VhostUserSession *s, unsigned ring, int fd,
+                           int *lent)
+{
+    return lend(s, s->ring[ring].rewind ? -1 : fd, lent);
 }
 
 int vhost_user_session_lend_kick(VhostUserSession *s, unsigned ring)
 {
     return ring < s->nrings ?
-           lend(s, ring, s->ring[ring].kick, &s->ring[ring].lent_kick) : -1;
+           lend_of_running(s, ring, s->ring[ring].kick,
+                           &s->ring[ring].lent_kick) : -1;
 }
 
 int vhost_user_session_lend_call(VhostUserSession *s, unsigned ring)
 {
     return ring < s->nrings ?
-           lend(s, ring, s->ring[ring].call, &s->ring[ring].lent_call) : -1;
+           lend_of_running(s, ring, s->ring[ring].call,
+                           &s->ring[ring].lent_call) : -1;
+}
+
+int vhost_user_session_lend_err(VhostUserSession *s, unsigned ring)
+{
+    return ring < s->nrings ?
+           lend(s, s->ring[ring].err, &s->ring[ring].lent_err) : -1;
 }
 
 void vhost_user_session_kick(VhostUserSession *s)
@@ -1460,6 +1615,13 @@ bool vhost_user_session_check(const VhostUserSession *s, Error **errp)
         error_setg(errp, "QEMU could not record the effect of vhost-user "
                    "request %" PRIu32 "; turn parameter 'backend-transfer' "
                    "off", s->untracked);
+        return false;
+    }
+    if (s->file_error) {
+        error_setg_errno(errp, s->file_error, "QEMU could not keep a file of "
+                         "the vhost-user back-end; start QEMU with a higher "
+                         "limit of open files, or turn parameter "
+                         "'backend-transfer' off");
         return false;
     }
     return true;

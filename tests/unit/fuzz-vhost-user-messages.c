@@ -224,6 +224,7 @@ static void any_event(Connection *c)
     case 7:
         close_file(vhost_user_session_lend_kick(s, how >> 6));
         close_file(vhost_user_session_lend_call(s, how >> 6));
+        close_file(vhost_user_session_lend_err(s, how >> 6));
         break;
     case 8:
         vhost_user_session_kick(s);

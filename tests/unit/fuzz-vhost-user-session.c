@@ -92,6 +92,7 @@ static bool any_receive(void *opaque, void *data, size_t size, Error **errp)
             msg->request == MSG_GET_MAX_MEM_SLOTS) {
             msg->u64 = UINT64_MAX;
         } else if (b->last.flags & MSG_NEED_REPLY) {
+            msg->size = sizeof(msg->u64);
             msg->u64 = 0;
         }
         msg->size = MAX(msg->size, sizeof(msg->u64));
@@ -156,7 +157,10 @@ static void any_message(Device *d, FuzzScript *script)
 
 static void any_reply(Device *d, FuzzScript *script)
 {
-    Msg msg = { .request = fuzz_next(script) % (MSG_LAST + 4) };
+    Msg msg = {
+        .request = fuzz_next(script) % (MSG_LAST + 4),
+        .flags = MSG_VERSION | MSG_REPLY,
+    };
 
     msg.size = MIN(fuzz_next(script) | fuzz_next(script) << 8,
                    sizeof(msg) - MSG_HEADER);

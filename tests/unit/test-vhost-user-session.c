@@ -17,7 +17,10 @@
 #include "qemu/module.h"
 #include "qemu/range.h"
 #include "qemu/sockets.h"
+#include "io/channel-socket.h"
 #include "count-fds.h"
+#include "../migration/qemu-file.h"
+#include "../migration/savevm.h"
 #include "vhost-user-backend.h"
 #include "../hw/virtio/vhost-user-session-internal.h"
 
@@ -28,9 +31,10 @@
 #define STOP_0              "18.0 11.0"
 #define STOP_1              "18.1 11.1"
 #define STOP                STOP_0 " " STOP_1
-#define SETUP_0             "8.0 10.0 9.0 12.0 13.0"
-#define SETUP_1             "8.1 10.1 9.1 12.1 13.1"
-#define START               SETUP_0 " " SETUP_1 " 18.0 18.1"
+#define SETUP_0             "8.0 10.0 9.0 13.0"
+#define SETUP_1             "8.1 10.1 9.1 13.1"
+#define START_1             SETUP_1 " 12.1 18.1"
+#define START               SETUP_0 " " SETUP_1 " 12.0 12.1 18.0 18.1"
 
 typedef struct Pair {
     Backend *backend;
@@ -45,7 +49,7 @@ typedef struct Pair {
 static void limit_fds(bool limited)
 {
     static struct rlimit old;
-    struct rlimit none = { 0 };
+    struct rlimit none = { .rlim_cur = 1 };     /* stdin is open */
 
     if (limited) {
         g_assert(!getrlimit(RLIMIT_NOFILE, &old));
@@ -535,8 +539,8 @@ static const struct {
     { "log", 0, differ_log, "2" },
     { "features", 0, differ_features, STOP " 2 " START },
     { "ring-size", 0, differ_ring_size, STOP " " START },
-    { "ring-addr", 0, differ_ring_addr, STOP_1 " " SETUP_1 " 18.1" },
-    { "kick", 0, differ_kick, STOP_1 " " SETUP_1 " 18.1" },
+    { "ring-addr", 0, differ_ring_addr, STOP_1 " " START_1 },
+    { "kick", 0, differ_kick, STOP_1 " " START_1 },
     { "call", 0, differ_call, "13.1" },
     { "enable", 0, differ_enable, "18.0 18.1" },
     { "config", 0, differ_config, "25" },
@@ -673,7 +677,7 @@ static void test_more_rings(void)
     set_rings(p, 2);
     backend_forget(p->backend);
     take_over(&p->source, &p->destination);
-    assert_told(p->backend, "14.1 " SETUP_1 " 18.1");
+    assert_told(p->backend, "14.1 " START_1);
     assert_agree(p->backend, &p->destination);
     pair_free(p);
 }
@@ -827,9 +831,45 @@ static void test_names_ring_addr(void)
     g_assert_true(device_stop_ring(d, 1));
     d->addr[1] += 0x2000;
     g_assert_true(device_start_ring(d, 1));
-    assert_told(p->backend, "11.1 " SETUP_1);
+    assert_told(p->backend, "11.1 8.1 10.1 9.1 12.1 13.1");
     g_assert_cmphex(p->backend->ring[1].addr[0], ==,
                     SOURCE_LOCAL + d->addr[1]);
+    assert_agree(p->backend, d);
+    pair_free(p);
+}
+
+/* The same memory at two guest addresses, with the same user address */
+static void test_names_alias(const void *opaque)
+{
+    bool slots = opaque;
+    Pair *p = pair_new();
+    Device *d = &p->source;
+
+    add_features(p, 0, slots ? PF_SLOTS : 0);
+    for (int i = 0; i < 2; i++) {
+        d = i ? &p->destination : &p->source;
+        d->memory[d->nmemory] = d->memory[1];
+        d->memory[d->nmemory++].guest_addr = 0x800000;
+    }
+    start(&p->source);
+    /* The back-end gets the addresses that it gets without a session */
+    g_assert_cmphex(name_of_memory(p->backend, &p->source.memory[2]), ==,
+                    p->source.memory[2].local);
+    assert_agree(p->backend, &p->source);
+
+    backend_forget(p->backend);
+    take_over(&p->source, d);
+    assert_told(p->backend, "");
+    assert_agree(p->backend, d);
+    assert_names(p->backend, d, SOURCE_LOCAL);
+
+    /* The right one of the two regions is removed */
+    d->memory[2].guest_addr += 0x100000;
+    g_assert_true(device_set_memory(d));
+    assert_told(p->backend, slots ? "38 37" : "5");
+    assert_agree(p->backend, d);
+    g_assert_true(device_stop(d));
+    g_assert_true(device_start(d));
     assert_agree(p->backend, d);
     pair_free(p);
 }
@@ -1032,6 +1072,38 @@ static void test_lend_fails(void)
     pair_free(p);
 }
 
+/* The session changes none of the device's descriptors. */
+static void test_err_stays(void)
+{
+    Pair *p = pair_start(0, 0);
+    Device *d = &p->source;
+    Msg msg = {
+        .request = MSG_SET_VRING_ERR,
+        .flags = MSG_VERSION,
+        .size = sizeof(msg.u64),
+    };
+    uint64_t n = 7;
+    int fd = new_eventfd();
+
+    device_release(d);
+    g_assert_cmpint(write(fd, &n, sizeof(n)), ==, sizeof(n));
+    g_assert_true(device_write(d, &msg, &fd, 1));
+    g_assert_cmpint(read(fd, &n, sizeof(n)), ==, sizeof(n));
+    g_assert_cmpuint(n, ==, 7);
+
+    /* It is another file than the back-end has, so the back-end gets it */
+    close(d->err[0]);
+    d->err[0] = fd;
+    vhost_user_session_own(d->session, true);
+    device_lend(d);
+    g_assert_true(device_start(d));
+    backend_forget(p->backend);
+    commit(d);
+    assert_told(p->backend, "14.0");
+    assert_agree(p->backend, d);
+    pair_free(p);
+}
+
 static void test_hold_without_stop(void)
 {
     Pair *p = pair_start(0, 0);
@@ -1142,6 +1214,93 @@ static void test_held_config(void)
     pair_free(p);
 }
 
+/* A device reads any part of the config space that it has written. */
+static void test_held_config_offset(void)
+{
+    static const struct {
+        uint32_t offset, size;
+    } parts[] = { { 0, 60 }, { 0, 4 }, { 4, 2 }, { 5, 1 }, { 8, 52 } };
+    Pair *p = pair_start(0, 0);
+    Device *d = &p->source;
+    Msg write = {
+        .request = MSG_SET_CONFIG,
+        .flags = MSG_VERSION,
+        .size = offsetof(Msg, config.data) - MSG_HEADER + 5,
+        .config = { .offset = 3, .size = 5, .data = { 90, 91, 92, 93, 94 } },
+    };
+    Msg msg;
+
+    device_release(d);
+    g_assert_true(device_write(d, &write, NULL, 0));
+    memcpy(d->config + 3, write.config.data, 5);
+    for (unsigned i = 0; i < ARRAY_SIZE(parts); i++) {
+        msg = (Msg) {
+            .request = MSG_GET_CONFIG,
+            .size = offsetof(Msg, config.data) - MSG_HEADER + parts[i].size,
+            .config = { .offset = parts[i].offset, .size = parts[i].size },
+        };
+        g_assert_true(device_ask(d, &msg));
+        g_assert_cmpuint(msg.config.offset, ==, parts[i].offset);
+        g_assert_cmpmem(msg.config.data, msg.config.size,
+                        d->config + parts[i].offset, parts[i].size);
+    }
+
+    /* The session does not know what is behind the config space */
+    msg.config.offset = CONFIG_SIZE - msg.config.size + 1;
+    g_assert_cmpint(vhost_user_session_write(d->session, &msg, NULL, 0), ==,
+                    -EBUSY);
+    msg.config.offset = UINT32_MAX;
+    g_assert_cmpint(vhost_user_session_write(d->session, &msg, NULL, 0), ==,
+                    -EBUSY);
+    pair_free(p);
+}
+
+/* The config space is known even if the device has read it in parts. */
+static void test_config_parts(void)
+{
+    Pair *p = pair_new();
+    Device *d = &p->source;
+
+    d->protocol_features |= PF_CONFIG;
+    g_assert_true(device_connect(d));
+    for (unsigned i = 0; i < 2; i++) {
+        Msg msg = {
+            .request = MSG_GET_CONFIG,
+            .flags = MSG_VERSION | MSG_REPLY,
+            .size = offsetof(Msg, config.data) - MSG_HEADER + 8,
+            .config = { .offset = 8 * i, .size = 8, .data = { 200 + i } },
+        };
+
+        vhost_user_session_read(d->session, &msg);
+    }
+    device_release(d);
+    p->destination.config[0] = 200;
+    load(d, &p->destination);
+    g_assert_cmpuint(p->destination.config[0], ==, 200);
+    g_assert_cmpuint(p->destination.config[8], ==, 201);
+    g_assert_cmpuint(p->destination.config[CONFIG_SIZE - 1], ==,
+                     CONFIG_SIZE - 1);
+    pair_free(p);
+}
+
+/* A device has a config space, and does not ask the back-end for it. */
+static void test_no_config(void)
+{
+    Pair *p = pair_new();
+    VhostUserSessionFits fits;
+
+    p->source.protocol_features &= ~PF_CONFIG;
+    p->destination.protocol_features &= ~PF_CONFIG;
+    start(&p->source);
+    device_release(&p->source);
+    g_assert_true(copy_session(p->source.session, p->destination.session));
+    fits = device_fits(&p->destination);
+    fits.config_size = CONFIG_SIZE;
+    g_assert_true(vhost_user_session_adopt(p->destination.session, &fits,
+                                           &error_abort));
+    pair_free(p);
+}
+
 static void test_reset_stops_rings(void)
 {
     static const unsigned requests[] = { MSG_RESET_OWNER, MSG_RESET_DEVICE };
@@ -1193,6 +1352,165 @@ static void test_kick(void)
 }
 
 /*
+ * The commit
+ */
+
+static void set_call(Device *d, unsigned ring, int fd)
+{
+    Msg msg = {
+        .request = MSG_SET_VRING_CALL,
+        .flags = MSG_VERSION,
+        .size = sizeof(msg.u64),
+        .u64 = ring,
+    };
+
+    g_assert_true(device_write(d, &msg, &fd, 1));
+}
+
+/*
+ * A device unmasks its call eventfd after it has started its rings. The
+ * back-end has no call eventfd for a stopped ring, so it must get one before
+ * the ring starts.
+ */
+static void test_call_before_start(void)
+{
+    Pair *p = pair_start(0, 0);
+    Device *d = &p->source;
+
+    device_release(d);
+    vhost_user_session_own(d->session, true);
+    d->num /= 2;
+    g_assert_true(device_start(d));
+    for (unsigned i = 0; i < d->rings; i++) {
+        set_call(d, i, d->mask[i]);
+        set_call(d, i, d->call[i]);
+    }
+    backend_forget(p->backend);
+    commit(d);
+    assert_told(p->backend, STOP " 8.0 10.0 9.0 8.1 10.1 9.1 13.0 13.1"
+                " 12.0 12.1 18.0 18.1");
+    assert_agree(p->backend, d);
+    pair_free(p);
+}
+
+/* The device has new features, and logging begins, while it starts. */
+static void test_log_before_start(void)
+{
+    Pair *p = pair_start(0, 0);
+    Device *d = &p->source;
+    uint64_t addr = d->memory[0].local + d->addr[1];
+    Msg features = {
+        .request = MSG_SET_FEATURES,
+        .flags = MSG_VERSION,
+        .size = sizeof(features.u64),
+    };
+    Msg msg = {
+        .request = MSG_SET_VRING_ADDR,
+        .flags = MSG_VERSION,
+        .size = sizeof(msg.addr),
+        .addr = { 1, 1, addr, addr + 0xc00, addr + 0x800, 0x5000 },
+    };
+
+    device_release(d);
+    vhost_user_session_own(d->session, true);
+    d->features &= ~F_EVENT_IDX;
+    g_assert_true(device_start(d));
+    d->features |= F_LOG_ALL;
+    features.u64 = d->features;
+    g_assert_true(device_write(d, &features, NULL, 0));
+    g_assert_true(device_write(d, &msg, NULL, 0));
+    backend_forget(p->backend);
+    commit(d);
+    assert_told(p->backend, STOP " " SETUP_0 " 8.1 10.1 13.1 2 9.1"
+                " 12.0 12.1 18.0 18.1");
+    assert_agree(p->backend, d);
+    pair_free(p);
+}
+
+typedef struct Counter {
+    VhostUserSessionOps ops;
+    unsigned sent;
+    Msg last;
+} Counter;
+
+static bool counter_send(void *opaque, const void *msg, size_t len,
+                         const int *fds, size_t nfds, Error **errp)
+{
+    Counter *c = opaque;
+
+    g_assert_cmpuint(len, <=, sizeof(c->last));
+    memcpy(&c->last, msg, len);
+    c->sent++;
+    return true;
+}
+
+static bool counter_receive(void *opaque, void *msg, size_t size, Error **errp)
+{
+    Counter *c = opaque;
+
+    c->last.flags |= MSG_REPLY;
+    memcpy(msg, &c->last, MSG_HEADER + c->last.size);
+    return true;
+}
+
+static void write_ring(VhostUserSession *s, unsigned request, unsigned ring,
+                       unsigned num)
+{
+    Msg msg = {
+        .request = request,
+        .flags = MSG_VERSION,
+        .size = request == MSG_SET_VRING_ADDR ? sizeof(msg.addr) :
+                                                sizeof(msg.state),
+        .state = { ring, num },
+    };
+
+    if (request == MSG_SET_VRING_KICK || request == MSG_SET_VRING_CALL) {
+        msg.u64 = ring | MSG_NO_FD;
+    }
+    g_assert_cmpint(vhost_user_session_write(s, &msg, NULL, 0), >=, 0);
+}
+
+static void write_start(VhostUserSession *s, unsigned num)
+{
+    for (unsigned i = 0; i < VHOST_USER_SESSION_RINGS; i++) {
+        write_ring(s, MSG_SET_VRING_NUM, i, num);
+        write_ring(s, MSG_SET_VRING_BASE, i, 0);
+        write_ring(s, MSG_SET_VRING_ADDR, i, 0);
+        write_ring(s, MSG_SET_VRING_KICK, i, 0);
+        write_ring(s, MSG_SET_VRING_CALL, i, 0);
+    }
+    for (unsigned i = 0; i < VHOST_USER_SESSION_RINGS; i++) {
+        write_ring(s, MSG_SET_VRING_ENABLE, i, 1);
+    }
+}
+
+/* The VM is stopped while a commit runs: with all rings it must be short. */
+static void test_all_rings(void)
+{
+    Counter c = { .ops = { counter_send, counter_receive } };
+    VhostUserSession *s = vhost_user_session_new(&c.ops, &c);
+    gint64 start;
+
+    write_start(s, 128);
+    vhost_user_session_hold(s);
+    start = g_get_monotonic_time();
+    for (unsigned cycle = 0; cycle < 4; cycle++) {
+        for (unsigned i = 0; i < VHOST_USER_SESSION_RINGS; i++) {
+            write_ring(s, MSG_SET_VRING_ENABLE, i, 0);
+            write_ring(s, MSG_GET_VRING_BASE, i, 0);
+        }
+        write_start(s, 256);
+    }
+    g_test_message("store: %" PRId64 " us", g_get_monotonic_time() - start);
+    start = g_get_monotonic_time();
+    /* GET_VRING_BASE, NUM, BASE, ADDR, KICK and CALL of each ring */
+    g_assert_cmpint(vhost_user_session_commit(s, &error_abort), ==,
+                    6 * VHOST_USER_SESSION_RINGS);
+    g_test_message("commit: %" PRId64 " us", g_get_monotonic_time() - start);
+    vhost_user_session_free(s);
+}
+
+/*
  * Failures
  */
 
@@ -1229,13 +1547,14 @@ static void test_commit_removal_refused(void)
     pair_free(p);
 }
 
-static void test_commit_confused(void)
+/* A ring must not continue at an index from a reply that is wrong. */
+static void test_commit_wrong_reply(void)
 {
     static const unsigned requests[] = {
         MSG_ADD_MEM_REG, MSG_GET_VRING_BASE, MSG_SET_VRING_ENABLE,
     };
 
-    for (unsigned i = 0; i < ARRAY_SIZE(requests); i++) {
+    for (unsigned i = 0; i < ARRAY_SIZE(requests) * SPOILAGES; i++) {
         Pair *p = pair_start(0, PF_SLOTS);
         Device *d = &p->destination;
         Error *err = NULL;
@@ -1245,11 +1564,55 @@ static void test_commit_confused(void)
         differ_memory_added(d);
         differ_kick(d);
         g_assert_true(device_start(d));
-        p->backend->confuse = requests[i];
+        p->backend->spoil = requests[i / SPOILAGES];
+        p->backend->spoilage = i % SPOILAGES;
         g_assert_cmpint(vhost_user_session_commit(d->session, &err), ==, -1);
         error_free_or_abort(&err);
+        g_assert_cmpuint(vhost_user_session_ring_base(d->session, 1), ==, 0);
         pair_free(p);
     }
+}
+
+/* A wrong reply to the device is for the device to refuse. */
+static void test_wrong_base(void)
+{
+    for (unsigned i = 0; i < SPOILAGES; i++) {
+        Pair *p = pair_start(0, 0);
+        Device *d = &p->source;
+
+        p->backend->ring[0].base = 5;
+        p->backend->spoil = MSG_GET_VRING_BASE;
+        p->backend->spoilage = i;
+        device_stop_ring(d, 0);
+        g_assert_cmpuint(vhost_user_session_ring_base(d->session, 0), ==, 0);
+        g_assert_cmpuint(vhost_user_session_ring_base(d->session, 1), ==, 0);
+        pair_free(p);
+    }
+}
+
+/* A QEMU that does not own the connection runs the VM, by mistake. */
+static void test_commit_not_owned(void)
+{
+    Pair *p = pair_start(0, 0);
+    Device *d = &p->source;
+    Error *err = NULL;
+
+    backend_forget(p->backend);
+    g_assert_cmpint(vhost_user_session_commit(d->session, &err), ==, -1);
+    error_free_or_abort(&err);
+
+    device_release(d);
+    device_lend(d);
+    g_assert_true(device_start(d));
+    g_assert_cmpint(vhost_user_session_commit(d->session, &err), ==, -1);
+    error_free_or_abort(&err);
+    assert_told(p->backend, "");
+
+    /* Nothing is lost */
+    vhost_user_session_own(d->session, true);
+    g_assert_cmpint(commit(d), ==, 0);
+    assert_agree(p->backend, d);
+    pair_free(p);
 }
 
 /* The device starts after the commit, and must first remove old memory. */
@@ -1283,7 +1646,8 @@ static void test_observe_without_fds(void)
                     ==, 0);
     limit_fds(false);
     g_assert_false(vhost_user_session_check(p->source.session, &err));
-    error_free_or_abort(&err);
+    g_assert_nonnull(strstr(error_get_pretty(err), strerror(EMFILE)));
+    error_free(err);
     close(fd);
     pair_free(p);
 }
@@ -1415,7 +1779,7 @@ static void write_region(Device *d, uint64_t size)
         .request = MSG_ADD_MEM_REG,
         .flags = MSG_VERSION,
         .size = sizeof(msg.slot),
-        .slot.region.size = size,
+        .slot.region = { .size = size, .mmap_offset = size },
     };
     int fd = memory_file(0);
 
@@ -1477,7 +1841,7 @@ static void bad_ring_empty(VhostUserSession *s)
 
 static void bad_ring_half(VhostUserSession *s)
 {
-    s->ring[1].known &= ~BIT(SET_VRING_ADDR);
+    s->ring[1].addr_known = false;
 }
 
 static void bad_ring_desc(VhostUserSession *s)
@@ -1627,6 +1991,59 @@ static void test_bad_session(const void *opaque)
     pair_free(p);
 }
 
+/* A stream contains a subsection with a file twice. */
+static void test_twice(const void *opaque)
+{
+    g_autofree char *name = g_strdup_printf("vhost-user-session/%s",
+                                            (const char *)opaque);
+    Pair *p = pair_start(0, PF_INFLIGHT | PF_BACKEND_REQ);
+    QIOChannel *ioc;
+    QEMUFile *f;
+    int sv[2];
+
+    device_release(&p->source);
+    g_assert(!qemu_socketpair(PF_UNIX, SOCK_STREAM, 0, sv));
+    ioc = QIO_CHANNEL(qio_channel_socket_new_fd(sv[1], &error_abort));
+    f = qemu_file_new_output(ioc);
+    object_unref(OBJECT(ioc));
+    g_assert(!vmstate_save_state(f, &vmstate_vhost_user_session,
+                                 p->source.session, NULL, &error_abort));
+    qemu_put_byte(f, QEMU_VM_SUBSECTION);
+    qemu_put_byte(f, strlen(name));
+    qemu_put_buffer(f, (void *)name, strlen(name));
+    qemu_put_be32(f, 1);                /* version */
+    if (g_str_equal(opaque, "inflight")) {
+        qemu_put_be64(f, 0x1000);       /* size */
+        qemu_put_be64(f, 0);            /* offset */
+        qemu_put_be16(f, 2);            /* queues */
+        qemu_put_be16(f, 128);          /* their size */
+    }
+    qemu_file_put_fd(f, memory_file(0));
+    qemu_put_byte(f, QEMU_VM_EOF);
+    g_assert(!qemu_fclose(f));
+
+    g_assert_true(session_load(p->destination.session, sv[0]));
+    pair_free(p);
+}
+
+/* A QEMU with "-run-with chroot=" has no /proc to look files up in. */
+static void test_chroot(void)
+{
+    Pair *p;
+
+    if (!g_test_subprocess()) {
+        g_test_trap_subprocess(NULL, 0, G_TEST_SUBPROCESS_INHERIT_STDERR);
+        g_test_trap_assert_passed();
+        return;
+    }
+    p = pair_start(0, PF_INFLIGHT | PF_BACKEND_REQ);
+    device_release(&p->source);
+    if (chroot(g_get_tmp_dir()) == 0) {         /* needs CAP_SYS_CHROOT */
+        load(&p->source, &p->destination);
+    }
+    _exit(0);           /* handlers of exit() may need /proc */
+}
+
 static void load_begin(const uint8_t *stream, size_t size)
 {
     Pair *p = pair_new();
@@ -1649,19 +2066,25 @@ static void load_begin(const uint8_t *stream, size_t size)
 /* Load streams that end in one of the counts or directly after it. */
 static void load_counts(uint32_t config, uint32_t regions, uint32_t rings)
 {
-    uint8_t stream[8 + VHOST_USER_SESSION_VALUES * 8 + 4 +
-                   VHOST_USER_SESSION_CONFIG + 4 + 4] = { 0 };
-    const size_t rings_at = sizeof(stream) - 4;
-    const size_t regions_at = rings_at - 4;
-    const size_t config_at = regions_at - VHOST_USER_SESSION_CONFIG - 4;
+    static const char name[] = "vhost-user-session/config";
+    const size_t regions_at = 0;
+    const size_t rings_at = 4;
+    const size_t config_at = 8 + 2 + strlen(name) + 4;
+    uint8_t stream[128] = { 0 };
 
-    stl_be_p(stream + config_at, config);
     stl_be_p(stream + regions_at, regions);
     stl_be_p(stream + rings_at, rings);
+    stream[8] = QEMU_VM_SUBSECTION;
+    stream[9] = strlen(name);
+    memcpy(stream + 10, name, strlen(name));
+    stl_be_p(stream + config_at - 4, 1);        /* version */
+    stl_be_p(stream + config_at, config);
     for (size_t n = 0; n <= 4; n++) {
-        load_begin(stream, config_at + n);
         load_begin(stream, regions_at + n);
-        load_begin(stream, rings_at + n);
+        if (n < 4 || regions || rings) {
+            load_begin(stream, rings_at + n);
+        }
+        load_begin(stream, config_at + n);
     }
 }
 
@@ -1743,6 +2166,8 @@ int main(int argc, char **argv)
     add_test("names/hotplug/table", test_names_hotplug, NULL);
     add_test("names/hotplug/slots", test_names_hotplug, "slots");
     add("names/ring-addr", test_names_ring_addr);
+    add_test("names/alias/table", test_names_alias, NULL);
+    add_test("names/alias/slots", test_names_alias, "slots");
     add("names/iotlb", test_names_iotlb);
     add("names/dropped", test_names_dropped);
     add("names/of-slots-stay", test_names_of_slots_stay);
@@ -1753,8 +2178,12 @@ int main(int argc, char **argv)
     add("hold/reset", test_hold_and_reset);
     add("hold/hand-over-after-reset", test_hand_over_reset);
     add("hold/lend-fails", test_lend_fails);
+    add("hold/err-stays", test_err_stays);
     add("hold/without-stop", test_hold_without_stop);
     add("hold/config", test_held_config);
+    add("hold/config-offset", test_held_config_offset);
+    add("config/parts", test_config_parts);
+    add("config/none", test_no_config);
     add("hold/released-is-silent", test_released_is_silent);
     add("hold/unanswerable-goes-through", test_unanswerable_goes_through);
     add("hold/unanswerable-after-reset", test_unanswerable_after_reset);
@@ -1762,9 +2191,14 @@ int main(int argc, char **argv)
     add("owner", test_owner);
     add("reset-stops-rings", test_reset_stops_rings);
     add("kick", test_kick);
+    add("commit/call-before-start", test_call_before_start);
+    add("commit/log-before-start", test_log_before_start);
+    add("commit/all-rings", test_all_rings);
     add("commit/refused", test_commit_refused);
     add("commit/removal-refused", test_commit_removal_refused);
-    add("commit/confused", test_commit_confused);
+    add("commit/wrong-reply", test_commit_wrong_reply);
+    add("wrong-base", test_wrong_base);
+    add("commit/not-owned", test_commit_not_owned);
     add("commit/start-refused", test_start_refused);
     add("commit/disconnected", test_commit_disconnected);
     add("save/disconnected", test_save_disconnected);
@@ -1777,6 +2211,9 @@ int main(int argc, char **argv)
 
         add_test(path, test_bad_session, GUINT_TO_POINTER(i));
     }
+    add("chroot", test_chroot);
     add("refused/counts", test_bad_counts);
+    add_test("refused/twice/inflight", test_twice, "inflight");
+    add_test("refused/twice/channel", test_twice, "channel");
     return g_test_run();
 }

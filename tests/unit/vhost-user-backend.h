@@ -34,6 +34,15 @@ typedef struct BackendRing {
     int err;
 } BackendRing;
 
+typedef enum Spoilage {
+    SPOIL_REQUEST,              /* another request number */
+    SPOIL_FLAGS,                /* not the flags of a reply */
+    SPOIL_EMPTY,                /* no payload */
+    SPOIL_LONG,                 /* a payload that is too long */
+    SPOIL_RING,                 /* another ring's index */
+    SPOILAGES,
+} Spoilage;
+
 /**
  * Backend:
  * @wire: the connection for a device
@@ -41,7 +50,8 @@ typedef struct BackendRing {
  * @protocol_features: the protocol features that it offers
  * @refuse: a request to which the back-end replies with an error, if the
  *          message needs a reply
- * @confuse: a request to which the back-end replies with another request number
+ * @spoil: a request to which the back-end replies wrongly, see @spoilage
+ * @spoilage: what is wrong with that reply
  * @no_inflight: offer no inflight region
  * @looks_up_rings: Look up the addresses of all rings, even of stopped ones,
  *                  at each change of the memory, as libvhost-user before QEMU
@@ -56,7 +66,8 @@ typedef struct Backend {
     uint64_t features;
     uint64_t protocol_features;
     uint32_t refuse;
-    uint32_t confuse;
+    uint32_t spoil;
+    Spoilage spoilage;
     bool no_inflight;
     bool looks_up_rings;
     bool silent;

@@ -228,6 +228,7 @@ bool device_open_channel(Device *d)
 bool device_connect(Device *d)
 {
     uint64_t has, unused;
+    int err;
 
     vhost_user_session_begin(d->session);
     if (!get_u64(d, MSG_GET_FEATURES, &has)) {
@@ -257,6 +258,11 @@ bool device_connect(Device *d)
         if (d->mask[i] < 0) {
             d->mask[i] = new_eventfd();
             d->err[i] = new_eventfd();
+        }
+        err = vhost_user_session_lend_err(d->session, i);
+        if (err >= 0) {
+            close_fd(&d->err[i]);
+            d->err[i] = err;
         }
         if (!set_ring_file(d, MSG_SET_VRING_CALL, i, d->mask[i]) ||
             !set_ring_file(d, MSG_SET_VRING_ERR, i, d->err[i])) {

@@ -25,8 +25,6 @@
 /* "Vring descriptor indices": messages with a file have 8 bits for a ring */
 #define VHOST_USER_SESSION_RINGS    256
 #define VHOST_USER_SESSION_REGIONS  512
-/* A session can keep a value for each request with a smaller number */
-#define VHOST_USER_SESSION_VALUES   48
 /* "Virtio device config space" */
 #define VHOST_USER_SESSION_CONFIG   256
 
@@ -109,7 +107,8 @@ int vhost_user_session_write(VhostUserSession *s, void *msg,
  * @s: the session
  * @msg: the reply, beginning with its header
  *
- * The device has received a reply from the back-end.
+ * The device has received a reply from the back-end. A reply that is wrong is
+ * not recorded; the device must refuse it.
  */
 void vhost_user_session_read(VhostUserSession *s, const void *msg);
 
@@ -205,11 +204,19 @@ void vhost_user_session_rewind(VhostUserSession *s);
  * @errp: pointer to a NULL-initialized error object
  *
  * Send the stored messages that change the back-end's state. Running rings
- * whose set-up changed, or that were not started again, are stopped. The
- * session is not held afterwards.
+ * whose set-up changed, or that were not started again, are stopped first.
+ * Rings are started after all messages that set them up, whatever the order
+ * in which the device wrote the messages. The session is not held afterwards.
+ *
+ * If the commit fails, the state of the back-end is unknown, and the caller
+ * must close the connection. In particular, a ring's index is unknown after a
+ * wrong reply to VHOST_USER_GET_VRING_BASE; the next connection then starts
+ * the ring at its used index. Exception: if the session is not held, or this
+ * QEMU does not own the connection, the commit fails without any effect.
  *
  * Returns: the number of messages that were sent, or -1 with @errp set if the
- *          connection failed or the back-end refused a message
+ *          connection failed, the back-end refused a message, or a reply was
+ *          wrong
  */
 int vhost_user_session_commit(VhostUserSession *s, Error **errp);
 
@@ -239,6 +246,8 @@ uint32_t vhost_user_session_ring_base(const VhostUserSession *s,
  *
  * Get the kick eventfd of a running ring. If the device then starts the ring
  * with the descriptor that this function returns, the back-end keeps its own.
+ * The session recognizes the descriptor by its number. So the caller must not
+ * close it before it has written the message, except to lend the file again.
  *
  * Returns: a descriptor, owned by the caller, or -1 if the back-end has none
  */
@@ -254,6 +263,18 @@ int vhost_user_session_lend_kick(VhostUserSession *s, unsigned ring);
  * Returns: a descriptor, owned by the caller, or -1 if the back-end has none
  */
 int vhost_user_session_lend_call(VhostUserSession *s, unsigned ring);
+
+/**
+ * vhost_user_session_lend_err:
+ * @s: a held session
+ * @ring: the ring's index
+ *
+ * Get the error eventfd of a ring, like vhost_user_session_lend_kick(). The
+ * ring need not run, because a back-end keeps this file when a ring stops.
+ *
+ * Returns: a descriptor, owned by the caller, or -1 if the back-end has none
+ */
+int vhost_user_session_lend_err(VhostUserSession *s, unsigned ring);
 
 /**
  * vhost_user_session_kick:
@@ -288,7 +309,9 @@ int vhost_user_session_take_channel(VhostUserSession *s);
  * @s: the session
  * @errp: pointer to a NULL-initialized error object
  *
- * Check whether the session can be handed over.
+ * Check whether the session can be handed over. It cannot if its connection
+ * has seen a request whose effect the session does not record, or if QEMU had
+ * no descriptor left for a copy of a file.
  *
  * Returns: true if it can; false with the reason in @errp otherwise
  */
@@ -298,7 +321,8 @@ bool vhost_user_session_check(const VhostUserSession *s, Error **errp);
  * VhostUserSessionFits:
  * @rings: the number of the device's rings
  * @ring_size: the maximum number of entries of a ring
- * @config_size: the size of the config space in bytes
+ * @config_size: the size of the config space in bytes, which the session must
+ *               have if it knows the back-end's config space; 0 for any size
  * @has_file: Returns true if the file (@dev, @ino) is memory of this guest
  *            that the source and this QEMU share.
  * @opaque: for @has_file
