@@ -183,16 +183,24 @@ class Moments(TestCase):
         load.stop()
 
     def test_other_device_on_busy_backend(self) -> None:
-        """A device other than a disk cannot be plugged to a busy back-end."""
+        """Other devices and netdevs cannot be plugged to a busy back-end."""
         backend = self.scope.daemon()
         source = Chain(self.scope, Disk(backend)).boot()
         other = Chain(self.scope, mode=COPY).vm('-S')
         other.launch()
         add_chardev(other, 'c', backend.path)
-        for _ in range(2):
-            error = other.qmp('device_add', {
-                'driver': 'vhost-user-fs-pci', 'id': 'f', 'chardev': 'c',
-                'tag': 't', 'bus': HOTPLUG_BUSES[0]})
+        bus = HOTPLUG_BUSES[0]
+        # The daemon queues two connections: later attempts find no place.
+        for command, arguments in (
+                ('netdev_add', {'type': 'vhost-user'}),
+                ('device_add', {'driver': 'vhost-user-scsi-pci', 'bus': bus}),
+                ('device_add', {'driver': 'vhost-user-fs-pci', 'bus': bus,
+                                'tag': 't'}),
+                ('netdev_add', {'type': 'vhost-user'}),
+                ('device_add', {'driver': 'vhost-user-scsi-pci',
+                                'bus': bus})):
+            error = other.qmp(command, {'id': 'x', 'chardev': 'c',
+                                        **arguments})
             self.assertIn("'c'", str(error.get('error')))
             self.assertEqual(other.chardev('c').get('state'), 'postponed')
         source.shutdown()
