@@ -411,16 +411,44 @@ void qemu_chr_transfer_settle(Chardev *chr)
     SOCKET_CHARDEV(chr)->shared = true;
 }
 
+void qemu_chr_transfer_drop(Chardev *chr)
+{
+    SocketChardev *s = SOCKET_CHARDEV(chr);
+    size_t i;
+
+    QEMU_LOCK_GUARD(&chr->chr_write_lock);
+
+    chr->be_open = 0;
+    chr->connect_postponed = true;
+    CHARDEV_GET_CLASS(chr)->chr_detach(chr);
+    if (s->listener) {
+        for (i = 0; i < qio_net_listener_nsioc(s->listener); i++) {
+            close(qio_net_listener_sioc(s->listener, i)->fd);
+        }
+        dissolve_listener(g_steal_pointer(&s->listener));
+    }
+    trace_chr_transfer_drop(chr->label);
+}
+
 void qemu_chr_transfer_hold_off(Chardev *chr)
 {
-    /* A postponed chardev has no reconnect timer */
+    /* A postponed chardev has no reconnect timer, and it arms no listener */
     chr->connect_postponed = true;
+    /* A chardev arms its listener before it reports CHR_EVENT_CLOSED */
+    CHARDEV_GET_CLASS(chr)->chr_listener_cleanup(chr);
 }
 
 bool qemu_chr_transfer_go_on(Chardev *chr, Error **errp)
 {
-    return !SOCKET_CHARDEV(chr)->reconnect_time_ms ||
-           qemu_chr_connect(chr, errp);
+    SocketChardev *s = SOCKET_CHARDEV(chr);
+
+    if (s->listener) {
+        chr->connect_postponed = false;
+        /* Arms the listener */
+        CHARDEV_GET_CLASS(chr)->chr_update_read_handler(chr);
+        return true;
+    }
+    return !s->reconnect_time_ms || qemu_chr_connect(chr, errp);
 }
 
 static bool transfer_num_fds_ok(void *opaque, int version_id)

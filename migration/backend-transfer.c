@@ -1,21 +1,25 @@
 /*
  * Backend-transfer: registry of devices, checks, and the token of ownership
  *
- * The token is an eventfd whose count is one. The source creates it when it
- * saves its state, and sends it to the destination in the stream. Each QEMU
- * reads the token before it starts the VM, and the kernel lets only one of
- * them read the count. The token does not depend on either process: if the
- * destination is killed before it has read the token, the source can read it.
- * A QEMU that has read the token, but cannot start the VM since its images are
- * in use, writes the count back.
+ * The token is a memfd with one byte. The source creates it when it saves its
+ * state, and sends it to the destination in the stream. A QEMU becomes the
+ * owner in two phases:
+ *
+ * 1. To claim the VM, it takes a record lock on the token, before it opens the
+ *    VM's images. Only one process can hold the lock, and the kernel releases
+ *    it when this process ends, for whatever reason. A QEMU that cannot open
+ *    the images releases the lock.
+ * 2. To start the VM, it writes the byte, directly before a device or a vCPU
+ *    runs. The byte is never cleared. From now on no other QEMU can claim the
+ *    VM.
+ *
+ * So if the destination is killed before the VM runs there, the source can
+ * claim the VM.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
-#ifdef CONFIG_LINUX
-#include <sys/eventfd.h>
-#endif
 #include "qapi/error.h"
 #include "io/channel.h"
 #include "migration/backend-transfer.h"
@@ -24,10 +28,15 @@
 #include "migration.h"
 #include "options.h"
 #include "qemu-file.h"
+#include "qemu/memfd.h"
+#include "qemu/timer.h"
 #include "system/runstate.h"
 #include "trace.h"
 
 #define SECTION "backend-transfer"
+
+/* Well above the time that the kernel needs to close a process's files */
+#define LOCK_TIMEOUT_MS 100
 
 typedef struct BackendTransferState {
     QTAILQ_HEAD(, BackendTransfer) devices;
@@ -36,8 +45,9 @@ typedef struct BackendTransferState {
     bool incoming_started;
     bool incoming_on;
     bool outgoing_on;
-    bool owner;
-    int32_t token;              /* the eventfd, or -1 */
+    bool owner;                 /* the lock is held, or there is no token */
+    bool claiming;              /* the last claim has taken the lock */
+    int32_t token;              /* the memfd, or -1 */
 } BackendTransferState;
 
 static BackendTransferState state = {
@@ -58,75 +68,117 @@ static void token_close(void)
     }
 }
 
+/* Returns false if the byte is written, or cannot be read. */
+static bool token_is_unused(void)
+{
+    char started;
+
+    return state.token >= 0 &&
+           RETRY_ON_EINTR(pread(state.token, &started, 1, 0)) == 1 && !started;
+}
+
+/* Write the byte, and close the token, which releases the lock. */
+static bool token_use(void)
+{
+    const char started = 1;
+
+    if (state.token < 0) {
+        return true;
+    }
+    if (RETRY_ON_EINTR(pwrite(state.token, &started, 1, 0)) != 1) {
+        return false;
+    }
+    token_close();
+    return true;
+}
+
 static bool token_create(Error **errp)
 {
+    const char unused = 0;
+
+    /* The QEMU from which this one has received the VM must not start it */
+    token_use();
     token_close();
-#ifdef CONFIG_LINUX
-    state.token = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
-#else
-    errno = ENOSYS;
-#endif
+    state.token = qemu_memfd_create("backend-transfer", 1, false, 0,
+                                    F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL,
+                                    errp);
     if (state.token < 0) {
-        error_setg_errno(errp, errno, "Could not create the eventfd for "
-                         "section '" SECTION "' of the migration stream");
+        error_prepend(errp, "Could not create the file for section '" SECTION
+                      "' of the migration stream: ");
+        return false;
+    }
+    /* Allocates the memory, so that token_use() works */
+    if (RETRY_ON_EINTR(pwrite(state.token, &unused, 1, 0)) != 1) {
+        error_setg_errno(errp, errno, "Could not write the file for section '"
+                         SECTION "' of the migration stream");
+        token_close();
         return false;
     }
     return true;
 }
 
 /*
- * The stream is untrusted. The token must be an eventfd, because other files
- * can be read more than once, and reading it must not block.
+ * The stream is untrusted. The token must be a memfd, because operations on
+ * other files can block.
  */
 static bool token_is_valid(Error **errp)
 {
-    g_autofree char *link = g_strdup_printf("/proc/self/fd/%d", state.token);
-    g_autofree char *kind = NULL;
-    g_autoptr(GError) err = NULL;
+    int seals = -1;
 
     if (state.token < 0) {
         error_setg(errp, "Section '" SECTION "' of the migration stream "
-                   "contains no eventfd");
+                   "contains no file");
         return false;
     }
-    kind = g_file_read_link(link, &err);
-    if (!kind) {
-        error_setg(errp, "Could not verify the eventfd of section '" SECTION
-                   "' of the migration stream: %s", err->message);
-        return false;
-    }
-    if (!g_str_equal(kind, "anon_inode:[eventfd]")) {
+#ifdef CONFIG_LINUX
+    seals = fcntl(state.token, F_GET_SEALS);
+#endif
+    if (seals < 0 || !(seals & F_SEAL_SHRINK)) {
         error_setg(errp, "Section '" SECTION "' of the migration stream "
-                   "contains %s instead of an eventfd", kind);
+                   "contains another file than a memfd of fixed size");
         return false;
     }
-    return qemu_set_blocking(state.token, false, errp);
+    return true;
 }
 
-/* Returns true if no QEMU has taken the token, so that token_take() works. */
+static bool token_set_lock(short type)
+{
+    struct flock lock = { .l_type = type, .l_whence = SEEK_SET, .l_len = 1 };
+
+    return RETRY_ON_EINTR(fcntl(state.token, F_SETLK, &lock)) == 0;
+}
+
+/*
+ * A QEMU that is being killed closes its connections before its token, so wait
+ * a little for the lock.
+ */
+static bool token_lock(void)
+{
+    int i;
+
+    for (i = 0; i < LOCK_TIMEOUT_MS && token_is_unused(); i++) {
+        if (token_set_lock(F_WRLCK)) {
+            /* The byte may have been written before the lock was released */
+            if (token_is_unused()) {
+                return true;
+            }
+            token_set_lock(F_UNLCK);
+            return false;
+        }
+        g_usleep(SCALE_MS / SCALE_US);
+    }
+    return false;
+}
+
+/* Returns true if no QEMU has claimed the VM, so that token_lock() works. */
 static bool token_is_there(void)
 {
-    GPollFD pfd = { .fd = state.token, .events = G_IO_IN };
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1
+    };
 
-    return state.token >= 0 && g_poll(&pfd, 1, 0) == 1 &&
-           (pfd.revents & G_IO_IN);
-}
-
-static bool token_take(void)
-{
-    uint64_t count;
-
-    return state.token >= 0 &&
-           RETRY_ON_EINTR(read(state.token, &count, sizeof(count))) ==
-           sizeof(count);
-}
-
-static bool token_give_back(void)
-{
-    const uint64_t count = 1;
-
-    return RETRY_ON_EINTR(write(state.token, &count, sizeof(count))) ==
-           sizeof(count);
+    return token_is_unused() && fcntl(state.token, F_GETLK, &lock) == 0 &&
+           lock.l_type == F_UNLCK;
 }
 
 /*
@@ -347,8 +399,11 @@ static void outgoing_failed(void)
         return;
     }
     state.outgoing_on = false;
-    /* If the destination has started the VM, it owns the back-ends */
-    if (state.owner) {
+    /*
+     * If the destination has claimed the VM, it owns the back-ends. Otherwise
+     * the devices send messages now, even if the VM stays paused.
+     */
+    if (state.owner && token_use()) {
         QTAILQ_FOREACH(bt, &state.devices, next) {
             if (bt->ops->outgoing_failed) {
                 bt->ops->outgoing_failed(bt);
@@ -469,15 +524,21 @@ bool backend_transfer_claim(Error **errp)
     if (state.owner) {
         return true;
     }
-    if (!token_take()) {
+    if (!token_lock()) {
         trace_backend_transfer_refused();
-        error_setg(errp, "This VM was handed over to another QEMU, which has "
-                   "started it: it can only go on there");
+        if (token_is_unused()) {
+            error_setg(errp, "This VM was handed over to another QEMU, which "
+                       "is about to start it: try again if that QEMU fails");
+        } else {
+            error_setg(errp, "This VM was handed over to another QEMU, which "
+                       "has started it: it can only go on there");
+        }
         stay_stopped();
         return false;
     }
     trace_backend_transfer_claimed();
     state.owner = true;
+    state.claiming = true;
     return true;
 }
 
@@ -485,7 +546,7 @@ bool backend_transfer_claimed(Error **errp)
 {
     BackendTransfer *bt;
 
-    token_close();
+    state.claiming = false;
     QTAILQ_FOREACH(bt, &state.devices, next) {
         if (bt->ops->claimed && !bt->ops->claimed(bt, errp)) {
             stay_stopped();
@@ -497,12 +558,36 @@ bool backend_transfer_claimed(Error **errp)
 
 void backend_transfer_disclaim(void)
 {
-    /* A token that is still open was read by the last claim */
-    if (state.token >= 0 && token_give_back()) {
-        trace_backend_transfer_disclaimed();
+    if (state.claiming) {
+        state.claiming = false;
         state.owner = false;
+        token_set_lock(F_UNLCK);
+        trace_backend_transfer_disclaimed();
         stay_stopped();
     }
+}
+
+bool backend_transfer_start(Error **errp)
+{
+    BackendTransfer *bt;
+
+    if (!state.owner) {
+        error_setg(errp, "Cannot start the VM, because another QEMU may own "
+                   "it; use command 'cont', which claims it");
+        return false;
+    }
+    if (!token_use()) {
+        error_setg_errno(errp, errno, "Cannot start the VM, because the file "
+                         "from the migration stream cannot be written");
+        stay_stopped();
+        return false;
+    }
+    QTAILQ_FOREACH(bt, &state.devices, next) {
+        if (bt->ops->starting) {
+            bt->ops->starting(bt);
+        }
+    }
+    return true;
 }
 
 void backend_transfer_add(BackendTransfer *bt)

@@ -225,8 +225,13 @@ void vhost_user_transfer_lend(VhostUserTransfer *t)
 /* Bring the back-end to the state that the device has requested. */
 static bool commit(VhostUserTransfer *t, Error **errp)
 {
-    int ret = vhost_user_resume_channel(t->dev);
+    int ret;
 
+    if (!vhost_user_session_owned(t->session)) {
+        error_setg(errp, "another QEMU may be using the back-end");
+        return false;
+    }
+    ret = vhost_user_resume_channel(t->dev);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "Cannot read requests of the back-end");
         return false;
@@ -421,12 +426,19 @@ static bool transfer_connect(BackendTransfer *bt, Error **errp)
 {
     VhostUserTransfer *t = from_backend(bt);
 
-    if (t->waiting) {
-        if (!t->ops->connect(t->vdev, errp) || !update_features(t, errp)) {
-            return false;
-        }
-        t->waiting = false;
+    if (!t->waiting) {
+        return true;
     }
+    if (!t->ops->connect(t->vdev, errp)) {
+        return false;
+    }
+    if (!update_features(t, errp)) {
+        /* The next call connects again */
+        t->ops->disconnect(t->vdev);
+        qemu_chr_fe_disconnect(t->user->chr);
+        return false;
+    }
+    t->waiting = false;
     return true;
 }
 
@@ -466,17 +478,34 @@ static bool transfer_claimed(BackendTransfer *bt, Error **errp)
     }
     if (t->lost) {
         t->lost = false;
+        if (is_connected(t)) {
+            /* The bottom half that cleans the device up has not run yet */
+            vhost_user_transfer_disconnected(t);
+            t->ops->disconnect(t->vdev);
+        }
         return qemu_chr_transfer_go_on(get_chardev(t), errp);
     }
-    if (!vhost_user_session_held(t->session)) {
-        return true;
+    if (vhost_user_session_held(t->session)) {
+        vhost_user_session_own(t->session, true);
     }
-    vhost_user_session_own(t->session, true);
-    if (virtio_device_started(vdev, vdev->status)) {
-        /* The device starts together with the VM, and commits then */
-        return true;
+    return true;
+}
+
+static void transfer_starting(BackendTransfer *bt)
+{
+    VhostUserTransfer *t = from_backend(bt);
+    Error *err = NULL;
+
+    if (!vhost_user_session_held(t->session) ||
+        virtio_device_started(t->vdev, t->vdev->status)) {
+        /* A started device starts together with the VM, and commits then */
+        return;
     }
-    return commit(t, errp);
+    if (!commit(t, &err)) {
+        prepend_name(t, &err);
+        error_report_err(err);
+        qemu_chr_fe_disconnect(t->user->chr);
+    }
 }
 
 /* The VM stays stopped here, so stop the rings that kept running. */
@@ -494,6 +523,9 @@ static void transfer_outgoing_failed(BackendTransfer *bt)
         error_report_err(err);
         return;
     }
+    if (!virtio_device_started(t->vdev, t->vdev->status)) {
+        return;
+    }
     for (int i = 0; i < t->dev->nvqs; i++) {
         if (virtio_queue_get_desc_addr(t->vdev, i)) {
             virtio_queue_set_last_avail_idx(t->vdev, i,
@@ -509,9 +541,9 @@ static void transfer_outgoing_failed(BackendTransfer *bt)
 /* Close our copy of a connection that this QEMU never owned. */
 static void drop_connection(VhostUserTransfer *t)
 {
-    qemu_chr_transfer_clear(&t->connection);
-    if (qemu_chr_transfer_detach(get_chardev(t), &t->connection, NULL)) {
-        qemu_chr_transfer_clear(&t->connection);
+    if (t->attached) {
+        qemu_chr_transfer_drop(get_chardev(t));
+        t->attached = false;
     }
 }
 
@@ -519,11 +551,13 @@ static void transfer_incoming_failed(BackendTransfer *bt)
 {
     VhostUserTransfer *t = from_backend(bt);
 
-    if (vhost_user_session_held(t->session)) {
-        drop_connection(t);
-        if (is_connected(t)) {
-            t->ops->disconnect(t->vdev);
-        }
+    /*
+     * If the device failed while it adopted the connection, the session is
+     * not held any more, and the chardev has the connection.
+     */
+    drop_connection(t);
+    if (vhost_user_session_held(t->session) && is_connected(t)) {
+        t->ops->disconnect(t->vdev);
     }
     qemu_chr_transfer_clear(&t->connection);
     vhost_user_session_reset(t->session);
@@ -534,6 +568,7 @@ static const BackendTransferOps transfer_ops = {
     .connect = transfer_connect,
     .arrived = transfer_arrived,
     .claimed = transfer_claimed,
+    .starting = transfer_starting,
     .outgoing_failed = transfer_outgoing_failed,
     .incoming_failed = transfer_incoming_failed,
 };

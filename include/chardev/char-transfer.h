@@ -132,12 +132,30 @@ bool qemu_chr_transfer_attach(Chardev *chr, ChardevTransfer *t, Error **errp);
 void qemu_chr_transfer_settle(Chardev *chr);
 
 /**
+ * qemu_chr_transfer_drop:
+ * @chr: a chardev that has taken a connection over, and has not settled
+ *
+ * Close the connection, and the listening sockets of a server, in this process
+ * only: the process that gave them away keeps its copies. No path is unlinked.
+ * Nothing is sent, the front end gets no event, and @chr does not connect
+ * again by itself. If the connection is closed already, only the listening
+ * sockets are closed.
+ *
+ * The front end must have removed all watches that it added with
+ * qemu_chr_fe_add_watch().
+ *
+ * To be called with the BQL held. Takes chr_write_lock.
+ */
+void qemu_chr_transfer_drop(Chardev *chr);
+
+/**
  * qemu_chr_transfer_hold_off:
  * @chr: a chardev whose connection was lost
  *
- * Prevent @chr from reconnecting until qemu_chr_transfer_go_on() is called,
- * because the lost connection had been attached but another QEMU may still
- * own it. To be called when the front end gets CHR_EVENT_CLOSED.
+ * Prevent @chr from reconnecting and from accepting a client until
+ * qemu_chr_transfer_go_on() is called, because the lost connection had been
+ * attached but another QEMU may still own it. To be called when the front end
+ * gets CHR_EVENT_CLOSED.
  */
 void qemu_chr_transfer_hold_off(Chardev *chr);
 
@@ -146,7 +164,8 @@ void qemu_chr_transfer_hold_off(Chardev *chr);
  * @chr: a chardev after qemu_chr_transfer_hold_off()
  * @errp: pointer to a NULL-initialized error object
  *
- * Let @chr connect again, if it has reconnect-ms. To be called with the BQL
+ * Let @chr connect again, if it has reconnect-ms, or accept a client, if it is
+ * a server. To be called with the BQL
  * held, from the thread of the main loop. Does not wait for the peer.
  *
  * Returns: true on success; false with @errp set on failure

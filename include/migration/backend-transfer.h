@@ -10,7 +10,8 @@
  * owner, until one of the two QEMUs starts the VM: this QEMU becomes the
  * owner, once and for all. Therefore the source can take the VM back if, and
  * only if, the destination never started it. It does not matter how the
- * destination failed.
+ * destination failed, or whether it was killed while it was about to start the
+ * VM.
  *
  * All functions and callbacks are called with the BQL held.
  *
@@ -48,11 +49,15 @@ typedef struct BackendTransfer BackendTransfer;
  * @outgoing_failed: The outgoing migration failed or was cancelled, and this
  *                   QEMU owns the back-end. The VM may be running again
  *                   already, or it may stay paused.
- * @claimed: This QEMU owns the back-end, and the VM's images can be used.
- *           Called before each start of the VM, even without any migration,
- *           so there is often nothing to do. Returns false with @errp set if
- *           the VM cannot start with this back-end. The VM then stays paused,
- *           and the next "cont" calls this again.
+ * @claimed: This QEMU has claimed the VM, and the VM's images can be used. If
+ *           this QEMU is killed before @starting, another QEMU may claim the
+ *           VM, so send nothing to the back-end yet. Called before each start
+ *           of the VM, even without any migration, so there is often nothing
+ *           to do. Returns false with @errp set if the VM cannot start with
+ *           this back-end. The VM then stays paused, and the next "cont" calls
+ *           this again.
+ * @starting: The VM starts now, and this QEMU owns the back-end for good.
+ *            Called after @claimed, and before the run state changes.
  *
  * What a device does in each step of a migration. All callbacks are optional.
  * They must not add or remove any BackendTransfer.
@@ -64,6 +69,7 @@ typedef struct BackendTransferOps {
     void (*incoming_failed)(BackendTransfer *bt);
     void (*outgoing_failed)(BackendTransfer *bt);
     bool (*claimed)(BackendTransfer *bt, Error **errp);
+    void (*starting)(BackendTransfer *bt);
 } BackendTransferOps;
 
 /**
@@ -220,6 +226,19 @@ bool backend_transfer_claim(Error **errp);
  *          cannot be started here. This QEMU then stays the owner.
  */
 bool backend_transfer_claimed(Error **errp);
+
+/**
+ * backend_transfer_start:
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Become the owner for good. Called at each start of the VM, directly before
+ * devices and vCPUs run. Some ways to start the VM do not claim it first, for
+ * instance command "continue" of gdb; they fail here if the VM was handed
+ * over.
+ *
+ * Returns: true if the VM can run now; false with @errp set otherwise
+ */
+bool backend_transfer_start(Error **errp);
 
 /**
  * backend_transfer_disclaim:

@@ -7,6 +7,8 @@
 
 #include "qemu/osdep.h"
 #include <sys/eventfd.h>
+#include "qapi/error.h"
+#include "qemu/memfd.h"
 #include "qemu/sockets.h"
 #include "libqtest.h"
 #include "qobject/qdict.h"
@@ -22,6 +24,7 @@
 
 /* Parts of the errors of a QEMU that is not the owner, and of a mismatch */
 #define NOT_OWNER "handed over to another QEMU"
+#define CLAIMED   "about to start it"
 #define DIFFERS   "on both sides"
 
 typedef struct Fixture {
@@ -637,19 +640,27 @@ static void test_stream_off(Fixture *f, const void *data)
     cont(vm);
 }
 
+/* Does the token's byte say that a QEMU has started the VM? */
+static bool token_is_used(int fd)
+{
+    char started;
+
+    g_assert_cmpint(pread(fd, &started, 1, 0), ==, 1);
+    return started;
+}
+
 static void test_stream_on(Fixture *f, const void *data)
 {
     QTestState *vm = new_source(f);
     g_autoptr(Stream) s = capture(f, vm);
-    eventfd_t count = 0;
 
     g_assert_true(stream_has_section(s));
     g_assert_cmpint(s->fd, >=, 0);
 
-    /* The test has not read the token, so the source can still read it */
+    /* The test has not used the token, so the source can */
+    g_assert_false(token_is_used(s->fd));
     cont(vm);
-    g_assert_cmpint(eventfd_read(s->fd, &count), ==, -1);
-    g_assert_cmpint(errno, ==, EAGAIN);
+    g_assert_true(token_is_used(s->fd));
 }
 
 typedef enum TokenKind {
@@ -657,13 +668,22 @@ typedef enum TokenKind {
     TOKEN_NONE,
     TOKEN_PIPE,
     TOKEN_FILE,
-    TOKEN_SPENT,
-    TOKEN_BLOCKING,
+    TOKEN_EVENTFD,
+    TOKEN_UNSEALED,
+    TOKEN_EMPTY,
+    TOKEN_READ_ONLY,
+    TOKEN_USED,
 } TokenKind;
+
+static int memfd_new(size_t size, unsigned seals)
+{
+    return qemu_memfd_create("token", size, false, 0, seals, &error_abort);
+}
 
 static int token_new(TokenKind kind)
 {
-    int fds[2];
+    g_autofree char *path = NULL;
+    int fds[2], fd;
 
     switch (kind) {
     case TOKEN_NONE:
@@ -674,10 +694,22 @@ static int token_new(TokenKind kind)
         return fds[0];
     case TOKEN_FILE:
         return open("/dev/zero", O_RDONLY);
-    case TOKEN_SPENT:
-        return eventfd(0, EFD_NONBLOCK);
-    case TOKEN_BLOCKING:
-        return eventfd(0, 0);
+    case TOKEN_EVENTFD:
+        return eventfd(1, EFD_NONBLOCK);
+    case TOKEN_UNSEALED:
+        return memfd_new(1, 0);
+    case TOKEN_EMPTY:
+        return memfd_new(0, F_SEAL_SHRINK);
+    case TOKEN_READ_ONLY:
+        fds[0] = memfd_new(1, F_SEAL_SHRINK);
+        path = g_strdup_printf("/proc/self/fd/%d", fds[0]);
+        fd = open(path, O_RDONLY);
+        close(fds[0]);
+        return fd;
+    case TOKEN_USED:
+        fd = memfd_new(1, F_SEAL_SHRINK);
+        g_assert_cmpint(write(fd, "\1", 1), ==, 1);
+        return fd;
     default:
         g_assert_not_reached();
     }
@@ -703,8 +735,9 @@ static void test_token(Fixture *f, const void *data)
         wait_run_state(to, "running");
         assert_cont_refused(from);
         break;
-    case TOKEN_SPENT:
-    case TOKEN_BLOCKING:
+    case TOKEN_EMPTY:
+    case TOKEN_READ_ONLY:
+    case TOKEN_USED:
         wait_run_state(to, "postmigrate");
         assert_cont_refused(to);
         cont(from);
@@ -947,7 +980,43 @@ static void test_lost_destination(Fixture *f, const void *data)
     close(sock);
     wait_migration(from, "failed");
     wait_run_state(from, "running");
-    g_assert_cmpint(eventfd_read(s->fd, &(eventfd_t){ 0 }), ==, -1);
+    g_assert_true(token_is_used(s->fd));
+
+    migrate_to_new(f, from, "");
+    assert_cont_refused(from);
+}
+
+/*
+ * The test is a destination that is killed after it has claimed the VM, and
+ * before it has started it.
+ */
+static void test_lost_claim(Fixture *f, const void *data)
+{
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1
+    };
+    QTestState *from = new_source(f);
+    g_autoptr(Stream) s = stream_new();
+    int sock;
+
+    g_assert_true(set_capability(from, "return-path", true));
+    test_listen(f);
+    migrate(f, from);
+    sock = test_accept(f);
+    while (s->fd < 0) {
+        g_assert_true(stream_receive(s, sock));
+    }
+    g_assert_cmpint(fcntl(s->fd, F_SETLK, &lock), ==, 0);
+    close(sock);
+    wait_migration(from, "failed");
+    wait_run_state(from, "postmigrate");
+    assert_error(from, "cont", qdict_new(), CLAIMED);
+
+    lock.l_type = F_UNLCK;
+    g_assert_cmpint(fcntl(s->fd, F_SETLK, &lock), ==, 0);
+    g_assert_false(token_is_used(s->fd));
+    cont(from);
+    g_assert_true(token_is_used(s->fd));
 
     migrate_to_new(f, from, "");
     assert_cont_refused(from);
@@ -1097,8 +1166,11 @@ int main(int argc, char **argv)
     add_test("token/none", GINT_TO_POINTER(TOKEN_NONE), test_token);
     add_test("token/pipe", GINT_TO_POINTER(TOKEN_PIPE), test_token);
     add_test("token/file", GINT_TO_POINTER(TOKEN_FILE), test_token);
-    add_test("token/spent", GINT_TO_POINTER(TOKEN_SPENT), test_token);
-    add_test("token/blocking", GINT_TO_POINTER(TOKEN_BLOCKING), test_token);
+    add_test("token/eventfd", GINT_TO_POINTER(TOKEN_EVENTFD), test_token);
+    add_test("token/unsealed", GINT_TO_POINTER(TOKEN_UNSEALED), test_token);
+    add_test("token/empty", GINT_TO_POINTER(TOKEN_EMPTY), test_token);
+    add_test("token/read-only", GINT_TO_POINTER(TOKEN_READ_ONLY), test_token);
+    add_test("token/used", GINT_TO_POINTER(TOKEN_USED), test_token);
     add_test("owner/completed", NULL, test_completed);
     add_test("owner/killed", NULL, test_killed);
     add_test("owner/taken-back", NULL, test_taken_back);
@@ -1113,6 +1185,7 @@ int main(int argc, char **argv)
              test_image_in_use);
     add_test("owner/cpr-transfer", NULL, test_cpr_transfer);
     add_test("failure/lost-destination", NULL, test_lost_destination);
+    add_test("failure/lost-claim", NULL, test_lost_claim);
     add_test("failure/too-late", NULL, test_failed_too_late);
     add_test("failure/cancel", NULL, test_cancel);
     add_test("failure/only-source", GINT_TO_POINTER(true), test_one_side);

@@ -260,6 +260,42 @@ static void test_not_kicked(Fixture *f, const void *copied)
     wait_read(f, start_read(f));
 }
 
+/*
+ * The parameter is off, and the back-end cannot work behind an IOMMU. This
+ * turns out when it is connected: each migrate-incoming fails.
+ */
+static void test_incoming_refused(void)
+{
+    g_autofree char *dir =
+        g_dir_make_tmp("vhost-user-blk-transfer-XXXXXX", NULL);
+    g_autofree char *path = g_strdup_printf("%s/disk", dir);
+    g_autofree char *uri = g_strdup_printf("unix:%s/migration", dir);
+    StorageDaemon daemon;
+    QTestState *qts;
+
+    storage_daemon_start(&daemon, unix_listen(path, &error_abort), DISK_HELD,
+                         "");
+    qts = qtest_initf("-machine q35,memory-backend=ram -nodefaults"
+                      " -m " RAM_SIZE " -device intel-iommu"
+                      " -object memory-backend-memfd,id=ram,size=" RAM_SIZE
+                      " -chardev socket,id=chr,path=%s"
+                      " -device vhost-user-blk-pci,id=disk,chardev=chr,"
+                      "iommu_platform=on,disable-legacy=on"
+                      " -incoming defer", path);
+    for (int i = 0; i < 3; i++) {
+        QDict *err = qtest_qmp_assert_failure_ref(qts,
+            "{ 'execute': 'migrate-incoming', 'arguments':"
+            " { 'uri': %s, 'exit-on-error': false } }", uri);
+
+        g_assert_nonnull(strstr(qdict_get_str(err, "desc"), "iommu_platform"));
+        qobject_unref(err);
+    }
+    qtest_quit(qts);
+    storage_daemon_stop(&daemon);
+    unlink(path);
+    g_assert_cmpint(rmdir(dir), ==, 0);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -271,5 +307,9 @@ int main(int argc, char **argv)
                setup, test_in_flight, teardown);
     g_test_add("/vhost-user-blk-transfer/not-kicked", Fixture, "",
                setup, test_not_kicked, teardown);
+    if (qtest_has_machine("q35") && qtest_has_device("intel-iommu")) {
+        qtest_add_func("/vhost-user-blk-transfer/incoming-refused",
+                       test_incoming_refused);
+    }
     return g_test_run();
 }

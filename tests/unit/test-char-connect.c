@@ -1171,6 +1171,98 @@ static void test_reconnect_wait(void)
     client_cleanup(&c);
 }
 
+/* Fill the queue of connections of a UNIX server that accepts none. */
+static unsigned fill_queue(Client *c, int *fds, unsigned n)
+{
+    g_autoptr(SocketAddress) addr = socket_address_flatten(&c->address.legacy);
+    Error *err = NULL;
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        fds[i] = socket_connect_timeout(addr, 1, &err);
+        if (fds[i] < 0) {
+            error_free(err);
+            return i;
+        }
+    }
+    g_assert_not_reached();
+}
+
+static void empty_queue(Client *c, int *fds, unsigned n)
+{
+    while (n--) {
+        close(qemu_accept(c->listener, NULL, NULL));
+        close(fds[n]);
+    }
+}
+
+/* A server with a full queue is an error, any number of times. */
+static void test_busy(void)
+{
+    unsigned n;
+    int fds[8];
+    Client c;
+
+    client_init(&c, &families[0], plain);
+    client_start_server(&c);
+    n = fill_queue(&c, fds, ARRAY_SIZE(fds));
+    for (int i = 0; i < 4; i++) {
+        assert_attach_fails(c.chr, "queue of connections is full");
+        assert_postponed("c0");
+    }
+    empty_queue(&c, fds, n);
+    front_attach(&c.front, c.chr);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
+}
+
+/* With reconnect-ms, the timer tries again. */
+static void test_reconnect_busy(void)
+{
+    unsigned n;
+    int fds[8];
+    Client c;
+
+    client_init(&c, &families[0], reconnecting);
+    client_start_server(&c);
+    n = fill_queue(&c, fds, ARRAY_SIZE(fds));
+    front_attach(&c.front, c.chr);
+    assert_disconnected("c0");
+    wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_CONNECTING));
+    wait_for(chardev_is("c0", CHARDEV_CONNECTION_STATE_DISCONNECTED));
+    g_assert_cmpint(c.front.opened, ==, 0);
+    empty_queue(&c, fds, n);
+    wait_for(c.front.opened == 1);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
+}
+
+/* qemu_chr_fe_wait_connected() gives a busy server up, the timer does not */
+static void test_reconnect_wait_busy(void)
+{
+    Error *err = NULL;
+    unsigned n;
+    int fds[8];
+    Client c;
+
+    client_init(&c, &families[0], reconnecting);
+    client_start_server(&c);
+    n = fill_queue(&c, fds, ARRAY_SIZE(fds));
+    g_assert_true(qemu_chr_fe_init_no_connect(&c.front.fe, c.chr,
+                                              &error_abort));
+    g_assert_cmpint(qemu_chr_fe_wait_connected(&c.front.fe, &err), <, 0);
+    g_assert_nonnull(strstr(error_get_pretty(err), "queue of connections"));
+    error_free(err);
+    front_listen(&c.front, NULL);
+    empty_queue(&c, fds, n);
+    wait_for(c.front.opened == 1);
+    client_accept(&c);
+    check_link(&c.front, c.peer);
+    client_cleanup(&c);
+}
+
 /* Call add_client before the chardev connects. Returns the other end. */
 static int client_hand_over(Client *c, const ChardevSocket *sock)
 {
@@ -1613,6 +1705,13 @@ int main(int argc, char **argv)
     g_test_add_func("/char/connect/reconnect/negative",
                     test_reconnect_negative);
     g_test_add_func("/char/connect/reconnect/wait", test_reconnect_wait);
+#ifdef CONFIG_LINUX
+    /* Other hosts have queues of another length, and refuse connections */
+    g_test_add_func("/char/connect/client/busy", test_busy);
+    g_test_add_func("/char/connect/reconnect/busy", test_reconnect_busy);
+    g_test_add_func("/char/connect/reconnect/wait-busy",
+                    test_reconnect_wait_busy);
+#endif
     g_test_add_data_func("/char/connect/add-client/client", &plain,
                          test_add_client);
     g_test_add_data_func("/char/connect/add-client/reconnect", &reconnecting,

@@ -74,6 +74,7 @@ typedef struct Front {
     GString *in;
     int opened;
     int closed;
+    bool hold_off;      /* when the connection ends */
 } Front;
 
 static int front_can_read(void *opaque)
@@ -94,6 +95,9 @@ static void front_event(void *opaque, QEMUChrEvent event)
 
     f->opened += event == CHR_EVENT_OPENED;
     f->closed += event == CHR_EVENT_CLOSED;
+    if (f->hold_off && event == CHR_EVENT_CLOSED) {
+        qemu_chr_transfer_hold_off(f->fe.chr);
+    }
 }
 
 /* Attach without connecting, like a device that waits for a transfer. */
@@ -628,6 +632,76 @@ static void test_next_peer_after_take_back(gconstpointer opaque)
     detach(&s, &t);
     attach(s.chr, &s.front, &t);
     check_lives_on(&s, s.chr, &s.front);
+    source_cleanup(&s);
+}
+
+/*
+ * A destination that does not own the connection yet loses it: the next
+ * connection is made only after qemu_chr_transfer_go_on().
+ */
+static void test_hold_off(gconstpointer opaque)
+{
+    Destination d;
+    Source s;
+
+    source_init(&s, opaque);
+    dest_init_for(&d, &s);
+    move(&s, &d);
+    source_remove_chardev(&s);
+    d.front.hold_off = true;
+    check_closed(&d.front, s.peer);
+    d.front.hold_off = false;
+    if (s.kind->sock.server) {
+        s.peer = server_connect(d.chr);
+    }
+    /* As devices do after a disconnect */
+    qemu_chr_fe_set_handlers(&d.front.fe, front_can_read, front_read,
+                             front_event, NULL, &d.front, NULL, true);
+    run_pending();
+    g_assert_cmpint(d.front.opened, ==, 1);
+    g_assert_true(d.chr->connect_postponed);
+
+    g_assert_true(qemu_chr_transfer_go_on(d.chr, &error_abort));
+    if (!s.kind->sock.server) {
+        s.peer = client_accept(&s);
+    }
+    for (int i = 0; i < 3; i++) {
+        wait_for(d.front.opened == i + 2);
+        g_assert_false(d.chr->connect_postponed);
+        check_link(&d.front, s.peer);
+        shutdown(s.peer, SHUT_RDWR);
+        close(s.peer);
+        wait_for(d.front.closed == i + 2);
+        s.peer = s.kind->sock.server ? server_connect(d.chr)
+                                     : client_accept(&s);
+    }
+    dest_cleanup(&d);
+    source_cleanup(&s);
+}
+
+/* A destination that fails closes its copy only. */
+static void test_drop(gconstpointer opaque)
+{
+    ChardevTransfer out, in;
+    Destination d;
+    Source s;
+
+    source_init(&s, opaque);
+    dest_init_for(&d, &s);
+    detach(&s, &out);
+    qemu_chr_transfer_init(&in);
+    g_assert_cmpint(load(&in, save(&out), &error_abort), ==, 0);
+    attach(d.chr, &d.front, &in);
+    qemu_chr_transfer_drop(d.chr);
+    run_pending();
+    g_assert_cmpint(d.front.opened, ==, 1);
+    g_assert_cmpint(d.front.closed, ==, 0);
+    g_assert_false(object_property_get_bool(OBJECT(d.chr), "connected",
+                                            &error_abort));
+    dest_cleanup(&d);
+
+    attach(s.chr, &s.front, &out);
+    check_link(&s.front, s.peer);
     source_cleanup(&s);
 }
 
@@ -1583,6 +1657,14 @@ int main(int argc, char **argv)
     add_kind_tests("next-peer", test_next_peer);
     add_kind_tests("next-peer-after-take-back",
                    test_next_peer_after_take_back);
+    g_test_add_data_func("/char/transfer/hold-off/client", &client_reconnect,
+                         test_hold_off);
+    g_test_add_data_func("/char/transfer/hold-off/server", &server_unix,
+                         test_hold_off);
+    g_test_add_data_func("/char/transfer/drop/client", &client_reconnect,
+                         test_drop);
+    g_test_add_data_func("/char/transfer/drop/server", &server_unix,
+                         test_drop);
     add_kind_tests("silent", test_silent);
     add_kind_tests("peer-gone", test_peer_gone);
     g_test_add_data_func("/char/transfer/move-on/client", &client_unix,
