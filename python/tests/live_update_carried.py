@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Tests of what live-update refuses of a command line, or changes in it
+Tests of what live-update carries over: devices, memory, limits and rights
 
 They are unit tests: no QEMU is needed.
 """
@@ -11,7 +11,7 @@ import tempfile
 import unittest
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List, cast
+from typing import Any, Dict, List, cast
 
 from qemu.live_update.error import Refused
 from qemu.live_update.host.confinement import Confinement

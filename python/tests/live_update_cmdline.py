@@ -481,6 +481,14 @@ OUTCOMES: Dict[str, Tuple[List[str], List[str]]] = {
 class Lines(unittest.TestCase):
     """Command lines that people use"""
 
+    def setUp(self) -> None:
+        self.private: List[str] = []
+
+    def rename(self, path: str) -> str:
+        """Give a private name to a file, and note its name."""
+        self.private.append(Path(path).name)
+        return f'/new/{path}'
+
     def test_lines(self) -> None:
         """Each is possible, or refused for all true reasons at once."""
         seen = []
@@ -489,23 +497,18 @@ class Lines(unittest.TestCase):
                 continue
             head, _, text = line.partition(' ::: ')
             name = head.split()[0]
-            refused, files = OUTCOMES[name]
             seen.append(name)
+            refused, files = OUTCOMES[name]
             found = [reason.split()[0].strip("'")
                      for reason in reasons(text)]
             self.assertEqual(found, refused, name)
-            private: List[str] = []
-
-            def rename(path: str, private: List[str] = private) -> str:
-                private.append(Path(path).name)
-                return f'/new/{path}'
-
             options = CommandLine.parse(shlex.split(text))
-            rename_files(options, rename, {
+            self.private.clear()
+            rename_files(options, self.rename, {
                 str(option.keys().get('chardev'))
                 for option in options.named('device')
                 if option.kind.startswith('vhost-user')})
-            self.assertEqual(private, files, name)
+            self.assertEqual(self.private, files, name)
         self.assertEqual(seen, list(OUTCOMES))
 
 

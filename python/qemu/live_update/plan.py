@@ -147,8 +147,12 @@ class Plan:
         await self._check_limits(options)
         await self._check_terminals(options)
         handed_over = self._handed_over(options)
+        # A chardev that is postponed connects when a device uses it.
+        idle = {name for name, state in
+                (await self.monitor.chardevs()).items()
+                if state.get('state') == 'postponed'}
         for message in servers.gone(options, self.process.folder,
-                                    handed_over):
+                                    handed_over | idle):
             self._refuse('command', message)
         append_to_files(options)
         rename_files(options, self.files.private, handed_over)

@@ -123,7 +123,8 @@ class Option(NamedTuple):
         """The option with other values of some keys."""
         if self.value.startswith('{'):
             return self._replace(value=json.dumps(
-                {**parse_object(self.value), **changes}))
+                {**parse_object(self.value), **changes},
+                ensure_ascii=False))
         kept = [part for part in self.parts
                 if part.partition('=')[0] not in changes]
         return self.with_parts(

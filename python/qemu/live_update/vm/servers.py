@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from ..monitor import Monitor
 from . import blocks
-from .cmdline import CommandLine, is_on
+from .cmdline import CommandLine, Option, is_on
 
 
 GREETING = b'NBDMAGIC'
@@ -38,30 +38,33 @@ def is_gone(path: str) -> bool:
     return False
 
 
-def gone(options: CommandLine, folder: str, handed_over: Collection[str]
+def _connects(option: Option) -> str:
+    """The path to which a chardev must connect at its start, or ''."""
+    keys = option.chardev()
+    if keys.get('backend') != 'socket' or any(
+            is_on(keys.get(key)) for key in ('server', 'abstract')):
+        return ''
+    # With reconnect-ms, it may connect later.
+    waits = (str(keys.get(key, '0')) for key in ('reconnect', 'reconnect-ms'))
+    return '' if any(wait != '0' for wait in waits) else \
+        str(keys.get('path', ''))
+
+
+def gone(options: CommandLine, folder: str, others: Collection[str]
          ) -> List[str]:
     """
     Why chardevs cannot connect to their UNIX sockets.
 
     @param folder: to which paths are relative
-    @param handed_over: ids of chardevs to which a connection is handed over
+    @param others: ids of chardevs that do not connect at the start
     """
-    found = []
-    for option in options:
-        keys = option.chardev()
-        if keys.get('backend') != 'socket' or 'path' not in keys or \
-                is_on(keys.get('server')) or is_on(keys.get('abstract')) or \
-                option.name == 'chardev' and option.id in handed_over or \
-                any(str(keys.get(key, '0')) != '0'
-                    for key in ('reconnect', 'reconnect-ms')):
-            continue
-        path = os.path.join(folder, str(keys['path']))
-        if is_gone(path):
-            found.append(
-                f"'{option}': nobody listens at '{path}', so that the new "
-                'QEMU could not connect; start the server again, or give the '
-                'command line after "--", with reconnect-ms=')
-    return found
+    paths = [(option, os.path.join(folder, _connects(option)))
+             for option in options if _connects(option) and not (
+                 option.name == 'chardev' and option.id in others)]
+    return [f"'{option}': nobody listens at '{path}', so that the new QEMU "
+            'could not connect; start the server again, or give the command '
+            'line after "--", with reconnect-ms='
+            for option, path in paths if is_gone(path)]
 
 
 def _greets(address: str) -> bool:
