@@ -395,12 +395,15 @@ class Refusing(unittest.TestCase):
                 ('-nic user', 'connections'), ('-netdev passt,id=n', 'end'),
                 ('-netdev stream,id=n,reconnect-ms=1', 'server'),
                 ('-vnc unix:v,password=on', 'password'),
-                ('-display vnc=unix:v,password=on', 'password')):
+                ('-display vnc=unix:v,password=on', 'password'),
+                ('-spice unix=on,addr=s', 'password')):
             options = CommandLine.parse(text.split())
             found, = exclusive.warnings(options)
             self.assertIn(word, found)
-        self.assertEqual(exclusive.warnings(CommandLine.parse(
-            ['-vnc', 'unix:v', '-nic', 'none', '-display', 'none'])), [])
+        self.assertEqual(exclusive.warnings(CommandLine.parse([
+            '-vnc', 'unix:v', '-nic', 'none', '-display', 'none', '-spice',
+            'unix=on,addr=s,disable-ticketing=on', '-vnc',
+            'unix:w,password-secret=s'])), [])
 
 
 class Forwards(unittest.TestCase):
@@ -408,14 +411,19 @@ class Forwards(unittest.TestCase):
 
     def test_removed(self) -> None:
         """A forward that was removed does not come back."""
-        options = CommandLine.parse([
-            '-nic', 'user,hostfwd=tcp::1-:2,hostfwd=udp::1-:2,id=n'])
         present = {usernet.Port('udp', '1')}
-        usernet.drop_removed(options, present)
-        self.assertEqual(options.words(),
-                         ['-nic', 'user,hostfwd=udp::1-:2,id=n'])
-        self.assertEqual(len(usernet.reasons(options, present)), 1)
-        self.assertEqual(usernet.reasons(options, set()), [])
+        for before, after in (
+                ('user,hostfwd=tcp::1-:2,hostfwd=udp::1-:2,id=n',
+                 'user,hostfwd=udp::1-:2,id=n'),
+                ("{'type':'user','hostfwd':[{'str':'tcp::1-:2'},"
+                 "{'str':'udp::1-:2'}]}",
+                 '{"type": "user", "hostfwd": [{"str": "udp::1-:2"}]}')):
+            options = CommandLine.parse(['-netdev', before])
+            self.assertEqual(len(usernet.reasons(options, present)), 1)
+            usernet.drop_removed(options, present)
+            self.assertEqual(options.words(), ['-netdev', after])
+            self.assertEqual(len(usernet.reasons(options, present)), 1)
+            self.assertEqual(usernet.reasons(options, set()), [])
 
     def test_added(self) -> None:
         """A forward that was added is named."""

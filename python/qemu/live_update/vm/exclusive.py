@@ -121,6 +121,17 @@ def _shows_on_port(option: Option, _: CommandLine) -> bool:
     return ':' in address and not address.startswith('unix:')
 
 
+def _needs_password(option: Option, _: CommandLine) -> bool:
+    """Does the user set the password of a display through the monitor?"""
+    if option.name == 'spice':
+        keys = option.keys()
+        return not is_on(keys.get('disable-ticketing')) and \
+            not keys.keys() & {'password', 'password-secret'}
+    keys = Option('vnc', option.value).keys()
+    return bool(display_of_vnc(option)) and is_on(keys.get('password')) and \
+        'password-secret' not in keys
+
+
 def _binds(option: Option, _: CommandLine) -> bool:
     """Does a network bind a socket to an address that only one can have?"""
     keys = option.keys()
@@ -275,11 +286,9 @@ WARNINGS: Sequence[Rule] = (
          _reconnects(option),
          'the guest has this network when the server accepts the new QEMU, '
          'at the latest when the old one has ended'),
-    Rule('vnc display spice', lambda option, _:
-         (display_of_vnc(option) or option.name == 'spice') and
-         is_on(Option('vnc', option.value).keys().get('password')),
-         'the password was set through the monitor; set it again after the '
-         'update'),
+    Rule('vnc display spice', _needs_password,
+         'a password that was set through the monitor will be gone; set it '
+         'again after the update'),
 )
 
 

@@ -5,6 +5,7 @@ Ports of the host that QEMU forwards to the guest (-netdev user,hostfwd=)
 Only one QEMU can listen on a port.  The user can add and remove forwards while
 the VM runs.
 """
+import json
 import re
 from typing import (
     Iterator,
@@ -16,9 +17,11 @@ from typing import (
 
 from ..monitor import Monitor
 from .cmdline import CommandLine, Option
+from .qemu_json import parse_object
 
 
 NETWORKS = 'netdev', 'nic', 'net'
+PREFIX = 'hostfwd='
 REMEDY = ('remove it with "hostfwd_remove" (HMP), and add it with '
           '"hostfwd_add" after the update')
 
@@ -57,15 +60,21 @@ async def forwarded(monitor: Monitor) -> Set[Port]:
 
 def drop_removed(options: CommandLine, present: Set[Port]) -> None:
     """Drop the forwards that were removed while the VM ran."""
+    def stays(rule: str) -> bool:
+        return _port(rule) in present or _port(rule).protocol == 'unix'
+
     for position, option in enumerate(options):
-        if option.name not in NETWORKS or option.value.startswith('{'):
+        if option.name not in NETWORKS or not any(_ports(option)):
             continue
-        kept = [part for part in option.parts
-                if not part.startswith('hostfwd=') or
-                _port(part[len('hostfwd='):]).protocol == 'unix' or
-                _port(part[len('hostfwd='):]) in present]
-        if kept != option.parts:
-            options[position] = option.with_parts(kept)
+        if option.value.startswith('{'):
+            keys = parse_object(option.value)
+            keys['hostfwd'] = [rule for rule in keys['hostfwd']
+                               if stays(rule['str'])]
+            options[position] = option._replace(value=json.dumps(keys))
+        else:
+            options[position] = option.with_parts(
+                part for part in option.parts
+                if not part.startswith(PREFIX) or stays(part[len(PREFIX):]))
 
 
 def reasons(options: CommandLine, present: Optional[Set[Port]] = None
