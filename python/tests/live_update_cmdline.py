@@ -356,6 +356,7 @@ TAKEN = (
     '-nographic -serial mon:null', '-nographic -serial none -qmp unix:q',
     '-nographic -mon c -device isa-serial,chardev=c',
     '-D log-%d', '-trace enable=x', '-audiodev none,id=a', '-icount shift=7',
+    '-icount shift=7,rr=none',
     '-run-with user=nobody', '-run-with exit-with-parent=off',
     '-qmp unix:path=q,server=on', '-display none', '-vnc none',
     '-vnc h:1,reverse=on', '-gdb unix:g,server=on', '-gdb none',

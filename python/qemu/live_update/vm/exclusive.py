@@ -188,7 +188,8 @@ RULES: Sequence[Rule] = (
          f'has; {WITHOUT}'),
     Rule(OPENING, _has_fd, 'uses a file descriptor that was given to the old '
          f'QEMU; {WITHOUT}'),
-    Rule('icount', _key('rr'), 'records the run of the VM, or replays it, '
+    Rule('icount', lambda option, _: option.keys().get('rr', 'none') !=
+         'none', 'records the run of the VM, or replays it, '
          f'which a new QEMU cannot continue; {WITHOUT}'),
     # The way in which QEMU is started
     Rule('readconfig', _always, 'has options in a file, which live-update '
@@ -200,10 +201,10 @@ RULES: Sequence[Rule] = (
         option.keys().get('exit-with-parent')),
          'would end the new QEMU when live-update ends, which starts it; '
          f'{WITHOUT}'),
-    Rule('chroot', _always, 'keeps the old QEMU from the sockets by which it '
-         'would reach the new one; start the VM without it'),
-    Rule('run-with', _key('chroot'), 'keeps the old QEMU from the sockets by '
-         'which it would reach the new one; start the VM without chroot='),
+    Rule('chroot', _always, 'would keep the two QEMUs from the sockets by '
+         'which they talk; start the VM without it'),
+    Rule('run-with', _key('chroot'), 'would keep the two QEMUs from the '
+         'sockets by which they talk; start the VM without chroot='),
     # The terminal
     Rule('nographic', _uses_terminal, 'has the serial port or the monitor at '
          'the terminal of the old QEMU, which two QEMUs cannot share; start '
