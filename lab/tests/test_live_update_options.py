@@ -416,6 +416,25 @@ class Refused(LiveUpdateTest):
             self.assertEqual(pcap.read_bytes(), b'recorded')
             vm.close()
 
+    def test_long_folder(self) -> None:
+        """Only sockets need short paths; the two QEMUs have more of them."""
+        vm = self.bare()
+        longest = 107 - len('/.live-update-12345678/')
+        folder = vm.qemu.folder / ('x' * (
+            longest - len(f'{vm.qemu.folder}/m')))
+        folder.mkdir()
+        line = vm.qemu.command
+        line[line.index(f'unix:{vm.qemu.qmp},server=on,wait=off')] = \
+            f'unix:{folder}/m,server=on,wait=off'
+        short = vm.qemu.qmp
+        vm.qemu.qmp = f'{folder}/m'
+        self.start_paused(vm, '-qmp', f'unix:{short},server=on,wait=off',
+                          '-chardev', f'pty,id=p,path={folder}/terminal')
+        reason, = self.refusals(vm)
+        self.assertIn('too long for a socket', reason)
+        vm.qemu.qmp = short
+        vm.assert_runs()
+
     def test_forwards(self) -> None:
         """A forwarded port is given up for the update."""
         port = free_port()

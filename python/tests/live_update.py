@@ -47,9 +47,10 @@ class Files(unittest.TestCase):
         """The path of a socket has an end."""
         files = PrivateFiles('/', (0, 0))
         room = LONGEST - len(f'//{files.token}')
-        files.private('/' + 'x' * room)
+        files.socket('/' + 'x' * room)
         with self.assertRaisesRegex(Refused, '1 bytes too long'):
-            files.private('/' + 'x' * (room + 1))
+            files.socket('/' + 'x' * (room + 1))
+        files.private('/' + 'x' * (room + 1))       # is no socket
 
 
 class Folders(unittest.TestCase):

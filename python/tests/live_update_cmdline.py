@@ -25,7 +25,8 @@ LINES = Path(__file__).with_name('live_update_lines.txt')
 def changed(text: str, *handed_over: str) -> str:
     """Give private names to all files; "x" becomes "NEW/x"."""
     options = CommandLine.parse(shlex.split(text))
-    rename_files(options, lambda path: f'NEW/{path}', handed_over)
+    rename_files(options, lambda path: f'NEW/{path}',
+                 lambda path: f'FILE/{path}', handed_over)
     return ' '.join(options.words())
 
 
@@ -177,8 +178,8 @@ class Renaming(unittest.TestCase):
     def test_made_by_qemu(self) -> None:
         """Sockets that it listens on, links to terminals, and the pid file."""
         for before, after in (
-                ('-pidfile p', '-pidfile NEW/p'),
-                ('-pidfile a,b', '-pidfile NEW/a,b'),
+                ('-pidfile p', '-pidfile FILE/p'),
+                ('-pidfile a,b', '-pidfile FILE/a,b'),
                 ('-qmp unix:q,server=on,wait=off',
                  '-qmp unix:NEW/q,server=on,wait=off'),
                 ('-monitor unix:q,server,nowait',
@@ -193,8 +194,8 @@ class Renaming(unittest.TestCase):
                  '-qmp unix:NEW/a,,b,server=on,wait=off'),
                 ('-qtest unix:q,server=on',
                  '-qtest unix:NEW/q,server=on,wait=off'),
-                ('-serial pty:t', '-serial pty:NEW/t'),
-                ('-chardev pty,id=a,path=x', '-chardev pty,id=a,path=NEW/x'),
+                ('-serial pty:t', '-serial pty:FILE/t'),
+                ('-chardev pty,id=a,path=x', '-chardev pty,id=a,path=FILE/x'),
                 ('-chardev socket,id=a,path=q,server=on',
                  '-chardev socket,id=a,server=on,path=NEW/q,wait=off')):
             self.assertEqual(changed(before), after)
@@ -237,7 +238,7 @@ class Renaming(unittest.TestCase):
         for text in ('-qmp unix:q,server=on', '-qmp unix:path=q,server',
                      '-chardev socket,id=a,server=on,path=q'):
             options = CommandLine.parse(text.split())
-            rename_files(options, lambda path: f'N,{path}', ())
+            rename_files(options, lambda path: f'N,{path}', str, ())
             self.assertTrue(has_server(options, 'N,q'), text)
             self.assertFalse(has_server(options, 'N'), text)
 
@@ -513,7 +514,7 @@ class Lines(unittest.TestCase):
             self.assertEqual(found, refused, name)
             options = CommandLine.parse(shlex.split(text))
             self.private.clear()
-            rename_files(options, self.rename, {
+            rename_files(options, self.rename, self.rename, {
                 str(option.keys().get('chardev'))
                 for option in options.named('device')
                 if option.kind.startswith('vhost-user')})

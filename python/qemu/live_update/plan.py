@@ -17,7 +17,7 @@ from typing import (
 
 from .error import Refused
 from .host.confinement import Confinement
-from .host.private_files import PrivateFiles
+from .host.private_files import CHANNELS, PrivateFiles, check_length
 from .host.process import Process
 from .migration import PARAMETER, UNDER_WAY
 from .monitor import Monitor, MonitorError
@@ -155,7 +155,8 @@ class Plan:
                                     handed_over | idle):
             self._refuse('command', message)
         append_to_files(options)
-        rename_files(options, self.files.private, handed_over)
+        rename_files(options, self.files.socket, self.files.private,
+                     handed_over)
         self.options = options
         self._find_monitor()
 
@@ -212,6 +213,8 @@ class Plan:
                 'socket with server=on), so the new QEMU would not have it; '
                 'use --qmp with a monitor that is on the command line')
         self._channels = Path(private).parent
+        for name in CHANNELS:
+            check_length(self.channel(name), os.path.dirname(wanted))
 
     async def _check_memory(self) -> None:
         self.mode = await choose_mode(self.monitor, self.process)

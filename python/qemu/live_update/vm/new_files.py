@@ -15,14 +15,12 @@ from .exclusive import display_of_vnc
 Renamed = Callable[[str], str]
 
 
-def _renamed_short_chardev(option: Option, path: str, renamed: Renamed
-                           ) -> Option:
-    """Rename the file of a chardev in the short form, such as "unix:PATH"."""
+def _renamed_short_chardev(option: Option, new: str) -> Option:
+    """Give a path to a chardev in the short form, such as "unix:PATH"."""
     kind = re.match('(mon:)?(unix|pty):', option.value)
     assert kind
     if kind[2] == 'pty':
-        return option._replace(value=kind[0] + renamed(path))
-    new = renamed(path)
+        return option._replace(value=kind[0] + new)
     # A value with "=" is taken for one without a key only after a key.
     parts = [f'path={new}' if '=' in new else new]
     parts += [f'{key}={value}'
@@ -32,16 +30,18 @@ def _renamed_short_chardev(option: Option, path: str, renamed: Renamed
         [kind[0] + parts[0], *parts[1:], 'wait=off'])
 
 
-def _renamed_chardev(option: Option, renamed: Renamed) -> Option:
+def _renamed_chardev(option: Option, renamed: Renamed,
+                     renamed_link: Renamed) -> Option:
     """Rename the file that a chardev creates, if it creates one."""
     keys = option.chardev()
     path = str(keys.get('path', ''))
     listens = is_on(keys.get('server'))
     if not path or not (listens or keys['backend'] == 'pty'):
         return option
+    new = renamed(path) if listens else renamed_link(path)
     if option.name != 'chardev':
-        return _renamed_short_chardev(option, path, renamed)
-    return option.changed({'path': renamed(path),
+        return _renamed_short_chardev(option, new)
+    return option.changed({'path': new,
                            **({'wait': 'off'} if listens else {})})
 
 
@@ -65,7 +65,7 @@ def _renamed_display(option: Option, renamed: Renamed) -> Option:
 
 
 def rename_files(options: CommandLine, renamed: Renamed,
-                 handed_over: Collection[str]) -> None:
+                 renamed_file: Renamed, handed_over: Collection[str]) -> None:
     """
     Rename the sockets, the pid file and the links that QEMU creates.
 
@@ -73,12 +73,13 @@ def rename_files(options: CommandLine, renamed: Renamed,
     chardevs that are handed over from the old one, with their names: with
     wait=on, it does not create them before.
 
-    @param renamed: returns the new name of a path
+    @param renamed: returns the new name of a socket
+    @param renamed_file: that of the pid file or a link
     @param handed_over: ids of chardevs
     """
     for position, option in enumerate(options):
         if option.name == 'pidfile':
-            options[position] = Option('pidfile', renamed(option.value))
+            options[position] = Option('pidfile', renamed_file(option.value))
         elif option.name == 'chardev' and option.id in handed_over:
             if is_on(option.keys().get('server')):
                 options[position] = option.changed(
@@ -88,7 +89,7 @@ def rename_files(options: CommandLine, renamed: Renamed,
         elif option.name in ('vnc', 'display', 'spice'):
             options[position] = _renamed_display(option, renamed)
         else:
-            options[position] = _renamed_chardev(option, renamed)
+            options[position] = _renamed_chardev(option, renamed, renamed_file)
 
 
 def has_server(options: CommandLine, path: str) -> bool:
