@@ -55,6 +55,13 @@ class Outcome(NamedTuple):
         """The message of the result."""
         return str(self.result['message'])
 
+    @property
+    def reasons(self) -> str:
+        """The message of the result, and all reasons of a refusal."""
+        return self.message + ' '.join(
+            event['message'] for event in self.events
+            if event.get('verdict') == 'refused')
+
     def said(self, name: str) -> str:
         """The messages of the events with this name."""
         return ' '.join(event['message'] for event in self.events

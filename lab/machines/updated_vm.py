@@ -281,7 +281,7 @@ class UpdatedVM:
         outcome = self.run('--dry-run', **more)
         assert_equal(outcome.status, 1, outcome)
         for word in words:
-            assert word in outcome.message, outcome
+            assert word in outcome.reasons, outcome
 
     def assert_updates(self, *options: str, **more: Any) -> Outcome:
         """An update must succeed, and change nothing but QEMU."""
@@ -318,11 +318,9 @@ class UpdatedVM:
                          *words: str) -> None:
         """An update must have failed, given a reason, and changed nothing."""
         assert_equal(outcome.status, status, outcome)
-        reasons = outcome.message + ' '.join(
-            event['message'] for event in outcome.events
-            if event.get('verdict') == 'refused')
         for word in words:
-            assert word in reasons, f'{word!r} is not in {reasons!r}'
+            assert word in outcome.reasons, \
+                f'{word!r} is not in {outcome.reasons!r}'
         self.state().assert_equal(before)
         if before.status == 'running':
             self.check_alive()

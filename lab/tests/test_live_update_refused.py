@@ -133,7 +133,7 @@ class Refused(LiveUpdateTest):
                     *line[:at], line[at] + ',addr=9', *line[at + 1:]])
             vm.assert_fails(1, 'monitor', command=[
                 word.replace('qmp.sock', 'other.sock') for word in line])
-            vm.assert_fails(1, 'word', command=['-S', 'a', 'word'])
+            vm.assert_fails(1, 'monitor', command=['-S', 'a', 'word'])
             vm.assert_updates()
 
     def test_other_memory(self) -> None:

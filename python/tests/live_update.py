@@ -27,152 +27,7 @@ from qemu.live_update.interruption import Interrupted, Interruption
 from qemu.live_update.monitor import Monitor, MonitorError
 from qemu.live_update.new_qemu import NewQemu
 from qemu.live_update.output import Output
-from qemu.live_update.vm.cmdline import CommandLine, Option
 from qemu.live_update.waiting import POLL, until
-
-
-def changed(arguments: List[str], *kept: str) -> List[str]:
-    """Give private names to all files; "x" becomes "NEW/x"."""
-    options = CommandLine.parse(arguments)
-    options.rename_files(lambda path: f'NEW/{path}', kept)
-    return options.words()
-
-
-class Parsing(unittest.TestCase):
-    """A command line is taken apart and put together"""
-
-    def assert_same(self, *words: str) -> None:
-        """It must be what it was."""
-        self.assertEqual(CommandLine.parse(words).words(), list(words))
-
-    def test_unchanged(self) -> None:
-        """Nothing is lost, also where a value looks like an option."""
-        self.assert_same()
-        self.assert_same('-S', '-m', '1G', '-nodefaults', '-daemonize')
-        self.assert_same('-append', '-x console=ttyS0', '-S')
-        self.assert_same('-chardev', 'null,id=a', '-serial', 'chardev:a')
-        self.assert_same('-drive', 'file=a,,b.img,if=none')
-
-    def test_two_dashes(self) -> None:
-        """QEMU takes --option as -option."""
-        self.assertEqual(CommandLine.parse(['--m', '1G']).words(),
-                         ['-m', '1G'])
-
-    def test_disk_image(self) -> None:
-        """A disk image without an option has no name to be changed by."""
-        for words in ['disk.img'], ['-m', '1G', 'disk.img']:
-            with self.assertRaisesRegex(Refused, 'disk.img'):
-                CommandLine.parse(words)
-
-    def test_keys(self) -> None:
-        """Keys are found in both forms of a value."""
-        for value in ('driver=d,id=a', '{"driver": "d", "id": "a"}'):
-            option = Option('device', value)
-            self.assertEqual(option.keys(), {'driver': 'd', 'id': 'a'})
-            self.assertEqual(option.id, 'a')
-        self.assertEqual(Option('chardev', 'socket,id=a,,b,server').keys(),
-                         {'': 'socket', 'id': 'a,b', 'server': 'on'})
-        self.assertEqual(Option('append', '{not JSON').keys(), {})
-
-
-class Machine(unittest.TestCase):
-    """The type of the machine gets its version"""
-
-    def test_forms(self) -> None:
-        """There are several ways to name a machine, or none."""
-        for before, after in (
-                ('-machine q35', '-machine pc-1'),
-                ('-M q35,usb=off', '-machine pc-1,usb=off'),
-                ('-machine type=q35,usb=off', '-machine pc-1,usb=off'),
-                ('-machine usb=off,type=q35', '-machine pc-1,usb=off'),
-                ('-m 1G', '-machine pc-1 -m 1G'),
-                ('-machine usb=off -M q35', '-machine usb=off -machine pc-1'),
-        ):
-            options = CommandLine.parse(before.split())
-            options.set_machine('pc-1')
-            self.assertEqual(' '.join(options.words()), after)
-
-
-class Renaming(unittest.TestCase):
-    """What QEMU makes in the file system gets other names"""
-
-    def test_made_by_qemu(self) -> None:
-        """Sockets that it listens on, and the pid file."""
-        for before, after in (
-                ('-pidfile p', '-pidfile NEW/p'),
-                ('-qmp unix:q,server=on,wait=off',
-                 '-qmp unix:NEW/q,server=on,wait=off'),
-                ('-monitor unix:q,server,nowait',
-                 '-monitor unix:NEW/q,server,nowait,wait=off'),
-                ('-serial mon:unix:q,server=on',
-                 '-serial mon:unix:NEW/q,server=on,wait=off'),
-                ('-vnc unix:v,password=on', '-vnc unix:NEW/v,password=on'),
-                ('-chardev socket,id=a,path=q,server=on',
-                 '-chardev socket,id=a,server=on,path=NEW/q,wait=off')):
-            self.assertEqual(' '.join(changed(before.split())), after)
-
-    def test_others(self) -> None:
-        """What others made, and chardevs that are handed over, stay."""
-        for words in ('-qmp unix:q', '-chardev socket,id=a,path=q',
-                      '-chardev socket,id=kept,path=q,server=on',
-                      '-chardev socket,id=kept,host=h,port=1,server=on',
-                      '-serial pty', '-qmp tcp:localhost:1', '-vnc none',
-                      '-gdb null', '-drive file=p'):
-            self.assertEqual(' '.join(changed(words.split(), 'kept')), words)
-
-    def test_ports(self) -> None:
-        """Two QEMUs cannot listen on one port."""
-        for words in ('-qmp tcp:localhost:1,server=on', '-vnc :1', '-s',
-                      '-serial telnet::1,server', '-gdb tcp::1',
-                      '-chardev socket,id=a,host=h,port=1,server=on',
-                      '-spice port=1,disable-ticketing=on'):
-            with self.assertRaisesRegex(Refused, 'TCP'):
-                changed(words.split())
-
-    def test_server_of_network(self) -> None:
-        """Two QEMUs cannot listen for one network."""
-        with self.assertRaisesRegex(Refused, 'netdev'):
-            changed(['-netdev', 'stream,id=n,server=on,addr.type=unix,'
-                     'addr.path=p'])
-
-    def test_files_are_kept(self) -> None:
-        """A file that QEMU writes is not begun anew."""
-        for before, after in (
-                ('-chardev file,id=a,path=f',
-                 '-chardev file,id=a,path=f,append=on'),
-                ('-chardev file,id=a,path=f,append=off',
-                 '-chardev file,id=a,path=f,append=on'),
-                ('-chardev pty,id=a,logfile=f',
-                 '-chardev pty,id=a,logfile=f,logappend=on'),
-                ('-serial file:f', '-chardev file,id=serial-file-0,path=f,'
-                 'append=on -serial chardev:serial-file-0')):
-            options = CommandLine.parse(before.split())
-            for _ in range(2):      # the second time it changes nothing
-                options.append_to_files()
-                self.assertEqual(' '.join(options.words()), after)
-
-
-class Refusing(unittest.TestCase):
-    """What cannot be given to a second QEMU is refused"""
-
-    def test_refused(self) -> None:
-        """The message names the option."""
-        for words in ('-snapshot', '-nographic', '-readconfig f',
-                      '-serial stdio', '-monitor stdio', '-serial mon:stdio',
-                      '-chardev stdio,id=a', '-netdev tap,id=n,fd=3',
-                      '-netdev tap,id=n,fds=3:4', '-add-fd fd=3,set=1',
-                      '-netdev tap,id=n,vhostfd=3',
-                      '-drive file=/dev/fdset/1',
-                      '-netdev {"type":"tap","id":"n","fd":"3"}'):
-            with self.assertRaisesRegex(Refused, words.split()[0]):
-                CommandLine.parse(words.split()).check()
-
-    def test_taken(self) -> None:
-        """What only looks like it is not."""
-        CommandLine.parse([
-            '-append', 'fd=3', '-name', 'stdio', '-device',
-            'isa-fdc,fdtypeA=144', '-chardev', 'socket,id=stdio,path=p'
-        ]).check()
 
 
 class Files(unittest.TestCase):
@@ -192,9 +47,10 @@ class Files(unittest.TestCase):
         """The path of a socket has an end."""
         files = PrivateFiles('/', (0, 0))
         room = LONGEST - len(f'//{files.token}')
-        files.private('/' + 'x' * room)
+        files.socket('/' + 'x' * room)
         with self.assertRaisesRegex(Refused, '1 bytes too long'):
-            files.private('/' + 'x' * (room + 1))
+            files.socket('/' + 'x' * (room + 1))
+        files.private('/' + 'x' * (room + 1))       # is no socket
 
 
 class Folders(unittest.TestCase):

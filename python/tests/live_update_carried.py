@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Tests of what live-update refuses of a command line, or changes in it
+Tests of what live-update carries over: devices, memory, limits and rights
 
 They are unit tests: no QEMU is needed.
 """
@@ -11,7 +11,7 @@ import tempfile
 import unittest
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List, cast
+from typing import Any, Dict, List, cast
 
 from qemu.live_update.error import Refused
 from qemu.live_update.host.confinement import Confinement
@@ -21,100 +21,6 @@ from qemu.live_update.vm.devices import (Device, DeviceOptions, devices,
                                          property_kind)
 from qemu.live_update.vm.memory import (COPY, choose_copy, free_memory,
                                         group_room)
-
-
-def renamed(words: List[str]) -> List[str]:
-    """Give private names to all files; "x" becomes "NEW/x"."""
-    options = CommandLine.parse(words)
-    options.rename_files(lambda path: f'NEW/{path}', ())
-    return options.words()
-
-
-class Options(unittest.TestCase):
-    """Options by which two QEMUs would disturb each other, and others"""
-
-    def assert_refused(self, work: Callable[[List[str]], object],
-                       text: str) -> None:
-        """Options must be refused, with a message that has them."""
-        with self.assertRaises(Refused) as caught:
-            work(text.split())
-        self.assertIn(text, str(caught.exception))
-
-    def test_files(self) -> None:
-        """A file that the new QEMU would empty, since it cannot add to it."""
-        for text in (
-                '-D log', '-trace file=log', '-trace enable=x,file=log',
-                '-object filter-dump,id=f,netdev=n,file=dump',
-                '-object {"qom-type":"filter-dump","id":"f","file":"dump"}',
-                '-audiodev wav,id=a,path=f'):
-            self.assert_refused(
-                lambda words: CommandLine.parse(words).check(), text)
-        for text in '-D log-%d', '-trace enable=x', '-audiodev none,id=a':
-            CommandLine.parse(text.split()).check()
-
-    def test_networks(self) -> None:
-        """A socket that the new QEMU would take away at its start."""
-        for text in (
-                '-netdev dgram,id=n,local.type=unix,local.path=x',
-                '-netdev {"type":"dgram","id":"n","local":{"type":"unix",'
-                '"path":"x"}}',
-                '-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,'
-                'remote.type=inet,remote.host=h,remote.port=2',
-                '-netdev socket,id=n,udp=h:1,localaddr=h:2',
-                '-netdev socket,id=n,listen=:1'):
-            self.assert_refused(
-                lambda words: CommandLine.parse(words).check(), text)
-        for text in ('-netdev socket,id=n,connect=h:1',
-                     '-netdev socket,id=n,mcast=230.0.0.1:1',
-                     '-netdev dgram,id=n,remote.type=inet,'
-                     'remote.host=224.0.0.1,remote.port=1',
-                     '-netdev stream,id=n,addr.type=unix,addr.path=x'):
-            CommandLine.parse(text.split()).check()
-
-    def test_descriptors(self) -> None:
-        """A socket that was passed to the old QEMU."""
-        for text in ('-netdev stream,id=n,addr.type=fd,addr.str=5',
-                     '-netdev {"type":"stream","id":"n","addr":{"type":"fd",'
-                     '"str":"5"}}'):
-            self.assert_refused(
-                lambda words: CommandLine.parse(words).check(), text)
-
-    def test_abstract(self) -> None:
-        """A name that is in no file system cannot be given another."""
-        for text in ('-serial unix:x,abstract=on,server=on',
-                     '-chardev socket,id=a,path=x,abstract=on,server=on'):
-            self.assert_refused(renamed, text)
-        for text in ('-serial unix:x,abstract=on',
-                     '-chardev socket,id=a,path=x,abstract=on'):
-            self.assertEqual(renamed(text.split()), text.split())
-
-    def test_terminal(self) -> None:
-        """The name that was chosen for a terminal is that of a file."""
-        self.assertEqual(renamed(['-chardev', 'pty,id=a,path=x']),
-                         ['-chardev', 'pty,id=a,path=NEW/x'])
-
-    def test_empty_values(self) -> None:
-        """An empty value is one."""
-        for words in (['-k', '', '-no-shutdown'], ['-append', ''],
-                      ['-S', '-append', '', '-m', '1G']):
-            self.assertEqual(CommandLine.parse(words).words(), words)
-        with self.assertRaises(Refused):
-            CommandLine.parse(['-k', '', 'image'])
-
-    def test_nested_keys(self) -> None:
-        """What is nested in JSON has dots with commas."""
-        keys = Option('netdev', '{"type":"dgram","local":{"type":"unix"}}'
-                      ).keys()
-        self.assertEqual(keys['local.type'], 'unix')
-
-    def test_references(self) -> None:
-        """Which options name what others make."""
-        options = CommandLine.parse([
-            '-object', 'secret,id=s', '-drive', 'file.key-secret=s,id=d',
-            '-device', '{"driver":"x","a":[{"iothread":"t"}]}'])
-        for name, kind in ('s', 'drive'), ('t', 'device'):
-            self.assertEqual([option.name for option
-                              in options.referring_to(name)], [kind])
 
 
 class FakeMonitor:

@@ -12,17 +12,18 @@ from typing import (
     List,
     Optional,
     Sequence,
+    Set,
 )
 
 from .error import Refused
 from .host.confinement import Confinement
-from .host.private_files import PrivateFiles
+from .host.private_files import CHANNELS, PrivateFiles, check_length
 from .host.process import Process
 from .migration import PARAMETER, UNDER_WAY
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .probe import Probe
-from .vm import blocks
+from .vm import blocks, exclusive, servers, usernet
 from .vm.cmdline import CommandLine, is_on
 from .vm.devices import Device, DeviceOptions, devices
 from .vm.memory import (
@@ -31,13 +32,12 @@ from .vm.memory import (
     Mode,
     choose_mode,
 )
+from .vm.new_files import append_to_files, has_server, rename_files
 
 
 PROPERTY = 'backend-transfer'       # of a device
 # The run states in which a VM can be updated.
 STATES = 'running', 'paused'
-# Networks whose host device can be open in one process only.
-EXCLUSIVE_NETWORKS = 'tap', 'bridge', 'vhost-vdpa', 'af-xdp', 'netmap'
 
 
 class Plan:
@@ -142,37 +142,49 @@ class Plan:
                                    'that change')
             for loss in current.losses:
                 self._output.check('command', 'warning', loss)
-        options.check()
-        self._check_networks(options)
+        await self._check_networks(options)
+        self._check_options(options)
         await self._check_limits(options)
         await self._check_terminals(options)
-        options.append_to_files()
-        options.rename_files(self.files.private, {
-            str(option.keys().get('chardev'))
-            for option in options.named('device')
-            if 'vhost-user' in option.value})
+        handed_over = self._handed_over(options)
+        # A chardev that is postponed connects when a device uses it.
+        idle = {name for name, state in
+                (await self.monitor.chardevs()).items()
+                if state.get('state') == 'postponed'}
+        for message in servers.gone(options, self.process.folder,
+                                    handed_over | idle):
+            self._refuse('command', message)
+        append_to_files(options)
+        rename_files(options, self.files.socket, self.files.private,
+                     handed_over)
         self.options = options
         self._find_monitor()
 
-    def _check_networks(self, options: CommandLine) -> None:
-        for option in options.named('netdev', 'nic', 'net'):
-            keys = option.keys()
-            kind = str(keys.get('', keys.get('type')))
-            if kind in EXCLUSIVE_NETWORKS:
-                raise Refused(
-                    f"'{' '.join(option.words())}' cannot be opened by the "
-                    'new QEMU while the old one has it; unplug the network '
-                    'card and delete its netdev, and plug them again after '
-                    'the update')
-            if kind == 'vhost-user':
-                raise Refused(
-                    f"'{' '.join(option.words())}': its back-end cannot be "
-                    'moved yet; unplug the network card and delete its '
-                    'netdev, and plug them again after the update')
-            if kind == 'user':
-                self._output.check(
-                    'network', 'warning', f"'{' '.join(option.words())}': "
-                    'connections of the guest over it will end')
+    def _check_options(self, options: CommandLine) -> None:
+        """Refuse what the new QEMU cannot have while the old one runs."""
+        for message in exclusive.reasons(options):
+            self._refuse('command', message)
+        for message in exclusive.warnings(options):
+            self._output.check('command', 'warning', message)
+
+    async def _check_networks(self, options: CommandLine) -> None:
+        """Refuse ports that are forwarded, and NBD servers of one client."""
+        ports = await usernet.forwarded(self.monitor)
+        if self._given is None:
+            usernet.drop_removed(options, ports)
+            for message in usernet.added(options, ports):
+                self._refuse('network', message)
+        for message in usernet.reasons(options, ports):
+            self._refuse('network', message)
+        for message in await servers.busy_nbd_servers(self.monitor):
+            self._refuse('block', message)
+
+    @staticmethod
+    def _handed_over(options: CommandLine) -> Set[str]:
+        """The chardevs whose connections the new QEMU gets."""
+        return {str(option.keys().get('chardev'))
+                for option in options.named('device')
+                if option.kind.startswith('vhost-user')}
 
     async def _check_limits(self, options: CommandLine) -> None:
         for name in await blocks.other_limits(self.monitor, options):
@@ -195,12 +207,14 @@ class Plan:
     def _find_monitor(self) -> None:
         wanted = os.path.abspath(self.monitor.path)
         private = self.files.private(wanted)
-        if not any(private in option.value for option in self.options):
+        if not has_server(self.options, private):
             raise Refused(
                 f"the command line has no monitor at '{wanted}' (a UNIX "
                 'socket with server=on), so the new QEMU would not have it; '
                 'use --qmp with a monitor that is on the command line')
         self._channels = Path(private).parent
+        for name in CHANNELS:
+            check_length(self.channel(name), os.path.dirname(wanted))
 
     async def _check_memory(self) -> None:
         self.mode = await choose_mode(self.monitor, self.process)
@@ -294,8 +308,9 @@ class Plan:
         """The command that starts the new QEMU."""
         words = self.options.words() + ['-incoming', 'defer']
         if self.mode.name == CPR:
+            path = self.channel('cpr').replace(',', ',,')
             words += ['-incoming', 'cpr,addr.transport=socket,addr.type=unix,'
-                      f'addr.path={self.channel("cpr")}']
+                      f'addr.path={path}']
         return [self.binary] + words
 
     @property

@@ -39,6 +39,15 @@ def public_name(path: str) -> str:
     return re.sub(rf'(^|/){re.escape(PREFIX)}[^/]*/', r'\1', path)
 
 
+def check_length(private: str, public: str) -> None:
+    """Raise Refused if a private name is too long for a socket."""
+    excess = len(os.fsencode(private)) - LONGEST
+    if excess > 0:
+        raise Refused(f"the new QEMU's name for '{public}' would be {excess} "
+                      'bytes too long for a socket; start the VM with a '
+                      'shorter path')
+
+
 def _same(one: Path, other: Path) -> bool:
     """Are they the same name in the same folder, perhaps by symlinks?"""
     return one.name == other.name and \
@@ -81,15 +90,15 @@ class PrivateFiles:
         # A file has one private name, also if symlinks lead to its folder.
         name = next((known for known in self._public if _same(known, name)),
                     name)
-        result = name.parent / self.token / name.name
-        excess = len(os.fsencode(result)) - LONGEST
-        if excess > 0:
-            raise Refused(f"the new QEMU's name for '{name}' would be "
-                          f'{excess} bytes too long for a socket; start the '
-                          'VM with a shorter path')
         if name not in self._public:
             self._public.append(name)
-        return str(result)
+        return str(name.parent / self.token / name.name)
+
+    def socket(self, path: str) -> str:
+        """The private name of a socket; Refused: it would be too long."""
+        result = self.private(path)
+        check_length(result, path)
+        return result
 
     @property
     def _folders(self) -> List[Path]:

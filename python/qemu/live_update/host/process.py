@@ -41,9 +41,11 @@ def is_listening(path: str) -> bool:
     """
     accepting = 0x10000         # __SO_ACCEPTCON
     with open('/proc/net/unix', encoding='utf-8', errors='replace') as sockets:
+        # The path is the last word, and may have blanks in it.
         return any(len(words) > 7 and words[7] == path and
                    int(words[3], 16) & accepting
-                   for words in map(str.split, list(sockets)[1:]))
+                   for words in (line.rstrip('\n').split(None, 7)
+                                 for line in list(sockets)[1:]))
 
 
 def pid_of_server(client: socket.socket) -> int:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-Parse the command line of a QEMU, and change it for the new QEMU
+Parse the command line of a QEMU
 
 Only values that an update has to know are parsed.  All others are passed on
 unchanged.
@@ -8,9 +8,6 @@ unchanged.
 import json
 import re
 from typing import (
-    Any,
-    Callable,
-    Collection,
     Dict,
     Iterable,
     Iterator,
@@ -19,43 +16,58 @@ from typing import (
     Tuple,
 )
 
-from ..error import Refused
+from .qemu_json import flatten, parse_object
 
 
+# Options without an argument, of all versions of QEMU.  Any other option takes
+# the next word as its argument, whatever that looks like.
+FLAGS = set(
+    'S alt-grab ctrl-grab curses daemonize enable-fips enable-hax enable-kvm '
+    'enable-sync-profile full-screen h help jitdump mem-prealloc no-acpi '
+    'no-fd-bootchk no-frame no-hpet no-kvm no-quit no-reboot no-shutdown '
+    'no-user-config nodefaults nodefconfig nographic old-param '
+    'one-insn-per-tb only-migratable perfmap portrait preconfig s sdl '
+    'semihosting singlestep snapshot usb version win2k-hack xen-attach '
+    'xen-create xen-domid-restrict'.split())
+# Options whose argument begins with a key: "snapshot" means "snapshot=on".
+# That of any other option may begin with the value of a key that it implies:
+# "socket" means "backend=socket" after -chardev.
+NO_IMPLIED_KEY = {'drive', 'run-with', 'spice'}
 # Options whose value is a chardev in the short form: "unix:PATH,server=on".
+# "guestfwd" is a key of -netdev, which exclusive.py takes for an option.
 CHARDEV_OPTIONS = {'serial', 'parallel', 'monitor', 'qmp', 'qmp-pretty',
-                   'debugcon', 'gdb'}
-# Options by which QEMU opens files, sockets or devices.
-OPENING_OPTIONS = CHARDEV_OPTIONS | {
-    'chardev', 'netdev', 'nic', 'device', 'object', 'drive', 'blockdev'}
-# Options that the new QEMU cannot be given, with the reason.
-REFUSED_OPTIONS = {
-    'snapshot': 'what the guest writes is in temporary files that only the '
-                'old QEMU has',
-    'readconfig': 'live-update does not read options in a file',
-    'add-fd': 'it passes a file descriptor that only the old QEMU has',
-    'preconfig': 'the new QEMU would wait for its machine to be configured',
-    'nographic': 'the new QEMU cannot share the terminal with the old one',
-}
+                   'debugcon', 'gdb', 'qtest', 'guestfwd'}
 
 
-def _flat(value: Dict[str, Any], prefix: str = '') -> Iterator[
-        Tuple[str, object]]:
-    """Flatten nested objects: {"a": {"b": 1}} has the key "a.b"."""
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from _flat(item, f'{prefix}{key}.')
+def _value(text: str) -> Tuple[str, str]:
+    """Split off a value, which ends before a comma; ",," is a comma."""
+    raw = re.match('(?:,,|[^,])*', text)
+    assert raw
+    return raw[0].replace(',,', ','), text[raw.end() + 1:]
+
+
+def pairs(text: str, implied: bool) -> Iterator[Tuple[str, str]]:
+    """
+    Parse "a=b,c=d" as QEMU does.
+
+    In "x,y,noz", "y" gets the value "on", and "z" the value "off".
+
+    @param implied: is "x" a value?  It gets the key '' then.
+    """
+    while text:
+        key = re.split('[=,]', text, maxsplit=1)[0]
+        if text.startswith('=', len(key)):
+            value, text = _value(text[len(key) + 1:])
+        elif implied:
+            key = ''
+            value, text = _value(text)
         else:
-            yield prefix + key, item
-
-
-def _has(value: object, word: str) -> bool:
-    """Does a JSON value contain a string, at any depth?"""
-    if isinstance(value, (list, tuple)):
-        return any(_has(item, word) for item in value)
-    if isinstance(value, dict):
-        return _has(list(value.values()), word)
-    return value == word
+            text = text[len(key) + 1:]
+            value = 'on'
+            if key.startswith('no'):
+                key, value = key[2:], 'off'
+        implied = False
+        yield key, value
 
 
 class Option(NamedTuple):
@@ -68,6 +80,9 @@ class Option(NamedTuple):
     name: str
     value: str = ''
     is_empty: bool = False
+
+    def __str__(self) -> str:
+        return ' '.join(self.words())
 
     def words(self) -> List[str]:
         """The option as arguments of a command."""
@@ -85,32 +100,31 @@ class Option(NamedTuple):
         return self._replace(
             value=','.join(part.replace(',', ',,') for part in parts))
 
-    def keys(self) -> Dict[str, object]:
+    def items(self) -> List[Tuple[str, object]]:
         """
         Parse a value that has the form "a=b,c=d", or is a JSON object.
 
         In "socket,id=x,server", "socket" gets the key '', and "server" the
-        value "on".  Keys of nested JSON objects are joined by dots.
+        value "on".  Keys of nested JSON objects are joined by dots.  A key may
+        occur more than once.
         """
         if self.value.startswith('{'):
             try:
-                parsed = json.loads(self.value)
-            except json.JSONDecodeError:
-                return {}
-            return dict(_flat(parsed)) if isinstance(parsed, dict) else {}
-        words = [part.partition('=') for part in self.parts]
-        result: Dict[str, object] = {
-            key: value if equals else 'on' for key, equals, value in words}
-        if not words[0][1]:
-            del result[words[0][0]]
-            result[''] = words[0][0]
-        return result
+                return list(flatten(parse_object(self.value)))
+            except ValueError:
+                return []
+        return list(pairs(self.value, self.name not in NO_IMPLIED_KEY))
+
+    def keys(self) -> Dict[str, object]:
+        """The keys and their values; of two values, the last one counts."""
+        return dict(self.items())
 
     def changed(self, changes: Dict[str, str]) -> 'Option':
         """The option with other values of some keys."""
         if self.value.startswith('{'):
             return self._replace(value=json.dumps(
-                {**json.loads(self.value), **changes}))
+                {**parse_object(self.value), **changes},
+                ensure_ascii=False))
         kept = [part for part in self.parts
                 if part.partition('=')[0] not in changes]
         return self.with_parts(
@@ -129,39 +143,53 @@ class Option(NamedTuple):
         return str(next((keys[key] for key in (
             '', 'driver', 'qom-type', 'type', 'backend') if key in keys), ''))
 
+    def chardev(self) -> Dict[str, object]:
+        """
+        The keys of the chardev that the option creates, or {}.
+
+        The short form "unix:PATH,server=on" has the keys of
+        "socket,path=PATH,server=on".
+        """
+        if self.name == 'chardev':
+            keys = self.keys()
+            return {'backend': keys.pop('', ''), **keys}
+        if self.name == 's':
+            return _short_chardev('tcp::1234,server=on')
+        if self.name not in CHARDEV_OPTIONS:
+            return {}
+        if self.name == 'gdb' and self.value.startswith('tcp:'):
+            return _short_chardev(f'{self.value},server=on')
+        return _short_chardev(self.value)
+
+
+def _short_chardev(text: str) -> Dict[str, object]:
+    """Parse the short form of a chardev."""
+    if text.startswith('mon:'):
+        text = text[len('mon:'):]
+    kind, colon, rest = text.partition(':')
+    if kind == 'unix':
+        found = dict(pairs(rest, True))
+        path = {'path': found.pop('')} if '' in found else {}
+        return {'backend': 'socket', **path, **found}
+    if kind in ('tcp', 'telnet', 'tn3270', 'websocket'):
+        address, _, more = rest.partition(',')
+        host, _, port = address.rpartition(':')
+        return {'backend': 'socket', 'host': host, 'port': port,
+                **dict(pairs(more, False))}
+    if kind == 'udp':
+        local = rest.partition('@')[2]
+        return {'backend': 'udp', **({'local': local} if local else {})}
+    if colon and kind in ('file', 'pipe', 'pty'):
+        return {'backend': kind, 'path': rest}
+    if text.startswith('/dev/'):
+        return {'backend': 'parallel' if text.startswith(
+            ('/dev/parport', '/dev/ppi')) else 'serial', 'path': text}
+    return {} if kind in ('chardev', 'none') else {'backend': kind}
+
 
 def is_on(value: object) -> bool:
     """Is the value of a key one of those that mean "on"?"""
     return value in (True, 'on', 'yes', 'true', 'y')
-
-
-def _listens_on_tcp(option: Option, first: str) -> bool:
-    """Does an option listen on a TCP port without server=on?"""
-    if option.name == 'gdb':
-        return first.startswith('tcp:')
-    if option.name == 'vnc':
-        return ':' in first and not first.startswith('unix:')
-    return option.name == 's' or option.name == 'spice' and \
-        bool(option.keys().keys() & {'port', 'tls-port'})
-
-
-def _truncates(option: Option) -> bool:
-    """Would the new QEMU truncate a file that this option names?"""
-    return option.name == 'D' and '%d' not in option.value or \
-        option.name == 'trace' and 'file' in option.keys() or \
-        (option.name, option.kind) in (('audiodev', 'wav'),
-                                       ('object', 'filter-dump'))
-
-
-def _binds(option: Option) -> bool:
-    """Does a netdev bind a socket to an address that only one can have?"""
-    keys = option.keys()
-    if option.kind == 'socket':
-        return 'localaddr' in keys and 'mcast' not in keys or 'listen' in keys
-    remote = re.match(r'\d+(?=\.)', str(keys.get('remote.host', '')))
-    is_multicast = remote and 224 <= int(remote[0]) < 240
-    return option.kind == 'dgram' and not is_multicast and \
-        keys.get('local.type') in ('inet', 'unix')
 
 
 class CommandLine(List[Option]):
@@ -171,19 +199,15 @@ class CommandLine(List[Option]):
     def parse(cls, arguments: Iterable[str]) -> 'CommandLine':
         """Parse arguments, without the name of the program."""
         result = cls()
-        for word in arguments:
-            value_of_any_form = result and result[-1] == Option('append')
-            if word.startswith('-') and len(word) > 1 and \
-                    not value_of_any_form:
-                result.append(Option(word[2 if word[1] == '-' else 1:]))
-            elif result and not (result[-1].value or result[-1].is_empty):
-                result[-1] = result[-1]._replace(value=word,
-                                                 is_empty=not word)
-            else:
-                raise Refused(
-                    f"the command line has '{word}' where an option is "
-                    'expected; give it after "--", with -drive for disk '
-                    'images')
+        rest = iter(arguments)
+        for word in rest:
+            if not word.startswith('-'):
+                # QEMU takes a word without an option as an image.
+                result.append(Option('hda', word, not word))
+                continue
+            name = word[2 if word.startswith('--') else 1:]
+            value = None if name in FLAGS else next(rest, None)
+            result.append(Option(name, value or '', value == ''))
         return result
 
     def words(self) -> List[str]:
@@ -197,134 +221,34 @@ class CommandLine(List[Option]):
     def referring_to(self, name: str) -> Iterator[Option]:
         """The options that refer to the object of this name."""
         return (option for option in self if any(
-            _has(value, name) for key, value in option.keys().items()
+            value == name for key, value in option.items()
             if key not in ('id', 'node-name')))
 
     def drop(self, *names: str) -> None:
         """Remove the options that have one of these names."""
         self[:] = [option for option in self if option.name not in names]
 
-    def check(self) -> None:
-        """Raise Refused for an option that the new QEMU cannot be given."""
-        for option in self:
-            whole = ' '.join(option.words())
-            if option.name in REFUSED_OPTIONS:
-                raise Refused(f"the VM has the option '{whole}', which "
-                              'cannot be carried over: '
-                              f'{REFUSED_OPTIONS[option.name]}')
-            if option.name in CHARDEV_OPTIONS | {'chardev'} and \
-                    option.parts[0] in ('stdio', 'mon:stdio'):
-                raise Refused(
-                    f"'{whole}' uses the terminal of the old QEMU, which two "
-                    'QEMUs cannot share; start the VM with a UNIX socket in '
-                    'its place')
-            if option.name in OPENING_OPTIONS and any(
-                    re.fullmatch('(vhost)?fds?', key) or
-                    '/dev/fdset/' in str(value) or
-                    key.endswith('.type') and value == 'fd'
-                    for key, value in option.keys().items()):
-                raise Refused(
-                    f"'{whole}' uses a file descriptor that was given to the "
-                    'old QEMU; give the command line after "--", '
-                    'without it')
-            if _truncates(option):
-                raise Refused(
-                    f"'{whole}' would have the new QEMU truncate a file of "
-                    'the old one; give the command line after "--", without '
-                    'this option or with the name of another file' + (
-                        ', or remove it with "object-del"'
-                        if option.name == 'object' else ''))
-            if option.name == 'netdev' and _binds(option):
-                raise Refused(
-                    f"'{whole}' has a socket of its own, which the new QEMU "
-                    'would take away from the old one at its start; unplug '
-                    'the network card and delete its netdev, and plug them '
-                    'again after the update')
-
     def set_machine(self, machine: str) -> None:
         """
         Set the type of the machine, with its version.
 
         Without a version, the new QEMU would create the newest version that
-        it knows, which may differ from that of the VM.
+        it knows, which may differ from that of the VM.  Several options may
+        name a type: the last one counts.
         """
+        last = None
         for position, option in enumerate(self):
             if option.name not in ('machine', 'M'):
                 continue
             rest = [part for part in option.parts if '=' in part and
                     not part.startswith('type=')]
             if len(rest) < len(option.parts):
-                self[position] = Option('machine').with_parts(
-                    [machine] + rest)
-                return
-        self.insert(0, Option('machine', machine))
-
-    def rename_files(self, renamed: Callable[[str], str],
-                     others: Collection[str]) -> None:
-        """
-        Rename the sockets, the pid file and the links that QEMU creates.
-
-        Sockets are opened with wait=off.
-
-        @param renamed: returns the new name of a path
-        @param others: chardevs whose paths are not changed
-        """
-        for position, option in enumerate(self):
-            keys = option.keys()
-            first = str(keys.get('', ''))
-            serves = is_on(keys.get('server')) and option.id not in others
-            if serves and is_on(keys.get('abstract')):
-                raise Refused(
-                    f"'{' '.join(option.words())}' listens at an abstract "
-                    'name, which only one QEMU can; start the VM with the '
-                    'path of a UNIX socket in its place, or give the command '
-                    'line after "--", without it')
-            if option.name == 'pidfile':
-                option = Option('pidfile', renamed(option.value))
-            elif option.name == 'vnc' and first.startswith('unix:') or \
-                    option.name in CHARDEV_OPTIONS and serves and \
-                    re.match('(mon:)?unix:', first):
-                kind, colon, path = first.rpartition('unix:')
-                option = option.with_parts(
-                    [kind + colon + renamed(path)] + option.parts[1:])
-                if serves:
-                    option = option.changed({'wait': 'off'})
-            elif option.name == 'chardev' and first == 'pty' and \
-                    'path' in keys:
-                option = option.changed({'path': renamed(str(keys['path']))})
-            elif option.name == 'chardev' and serves and 'path' in keys:
-                option = option.changed({
-                    'path': renamed(str(keys['path'])), 'wait': 'off'})
-            elif serves and option.name in CHARDEV_OPTIONS | {'chardev'} or \
-                    _listens_on_tcp(option, first):
-                raise Refused(
-                    f"'{' '.join(option.words())}' listens on a TCP port, "
-                    'which only one QEMU can; start the VM with a UNIX socket '
-                    'in its place, or give the command line after "--", '
-                    'without it')
-            elif option.name == 'netdev' and serves:
-                raise Refused(
-                    f"'{' '.join(option.words())}' listens for another "
-                    'process, which can be done by one QEMU only; give the '
-                    'command line after "--", without it')
-            self[position] = option
-
-    def append_to_files(self) -> None:
-        """Have the new QEMU append to the files that the old QEMU writes."""
-        result = CommandLine()
-        for number, option in enumerate(self):
-            keys = option.keys()
-            if option.name in CHARDEV_OPTIONS and \
-                    option.value.startswith('file:'):
-                name = f'{option.name}-file-{number}'
-                result.append(Option('chardev').with_parts(
-                    ['file', f'id={name}',
-                     'path=' + option.value[len('file:'):], 'append=on']))
-                option = option._replace(value=f'chardev:{name}')
-            elif option.name == 'chardev':
-                if keys.get('') == 'file' and 'path' in keys:
-                    option = option.changed({'append': 'on'})
-                if 'logfile' in keys:
-                    option = option.changed({'logappend': 'on'})
-            result.append(option)
-        self[:] = result
+                last = position
+                self[position] = Option('machine').with_parts(rest)
+        if last is None:
+            self.insert(0, Option('machine', machine))
+        else:
+            value = self[last].value
+            self[last] = Option('machine', f'{machine},{value}' if value
+                                else machine)
+        self[:] = [option for option in self if option != Option('machine')]
