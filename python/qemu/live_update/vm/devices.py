@@ -218,6 +218,7 @@ class DeviceOptions:
             elif not thing.id.startswith('guestfwd.'):
                 # Otherwise an option of a netdev creates the chardev.
                 await self._add(thing, present)
+        await self._follow_drives(present)
 
     async def _follow_kind(self, kind: str,
                            log: Dict[Tuple[str, str], Thing]) -> List[str]:
@@ -246,8 +247,9 @@ class DeviceOptions:
             if not thing:
                 self.changes.append(f"'{option.id}' was " + (
                     'unplugged' if kind == 'device' else 'removed'))
-            if not thing and kind in ('blockdev', 'netdev') or \
-                    kind == 'netdev':
+            # The netdev of a device cannot be replaced: a later one of this
+            # id is not that of a device of the command line.
+            if kind == 'netdev' or kind == 'blockdev' and not thing:
                 gone.append(option.id)
         return gone
 
@@ -315,6 +317,20 @@ class DeviceOptions:
             option = Option('device', json.dumps(words))
         self._new.append(option)
         self.changes.append(f"'{thing.id}' was plugged")
+
+    async def _follow_drives(self, present: Dict[str, Device]) -> None:
+        """Give each device the block node that it has now."""
+        # Snapshots, block jobs and changes of the medium replace it.
+        nodes = blocks.names_given([*self._options, *self._new])
+        for position, option in enumerate(self._options):
+            device = present.get(f'{NAMED}/{option.id}')
+            given = option.keys().get('drive')
+            if option.name != 'device' or not device or not given:
+                continue
+            drive = await self._drive(device)
+            if drive in nodes and drive != given:
+                self._options[position] = option.changed({'drive': drive})
+                self.changes.append(f"'{option.id}' got another image")
 
     async def _drive(self, device: Device) -> Optional[str]:
         """The drive that a device has now."""
