@@ -117,6 +117,8 @@ class Follow(unittest.TestCase):
                         TellingMonitor([thing('device', 'd', {},
                                               at_startup=True)]),
                         device('d'))
+        with self.assertRaisesRegex(Refused, "'n' was removed"):
+            self.follow('-nic user,id=n', TellingMonitor([]))
 
     def test_again(self) -> None:
         """An id was used again: the option is that of the later thing."""

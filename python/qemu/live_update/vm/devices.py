@@ -247,6 +247,11 @@ class DeviceOptions:
             if not thing:
                 self.changes.append(f"'{option.id}' was " + (
                     'unplugged' if kind == 'device' else 'removed'))
+            if option.name == 'nic':
+                raise Refused(
+                    f"'{' '.join(option.words())}' also creates a network "
+                    f"card, and its network '{option.id}' was removed; give "
+                    'the command line after "--"')
             # The netdev of a device cannot be replaced: a later one of this
             # id is not that of a device of the command line.
             if kind == 'netdev' or kind == 'blockdev' and not thing:
@@ -304,7 +309,10 @@ class DeviceOptions:
             self._new.append(await self._graph(thing))
             self.changes.append(f"'{thing.id}' was added")
             return
-        device = present[f'{NAMED}/{thing.id}']
+        device = present.get(f'{NAMED}/{thing.id}')
+        if not device:
+            raise Refused(f"the device '{thing.id}' was plugged or unplugged "
+                          'at this moment; try again')
         words = await created.typed_options(self._monitor, thing)
         option = thing.option()
         if words is not None:
