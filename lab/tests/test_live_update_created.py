@@ -226,6 +226,22 @@ class Created(LiveUpdateTest):
         vm.assert_runs()
         self.assertEqual(self.nodes(vm), before)
 
+        # A disk that is plugged gets a snapshot that is made later.
+        third, fourth = (str(vm.folder / name) for name in ('3', '4'))
+        self.qcow2(third, fourth)
+        with vm.qemu.monitor() as monitor:
+            for name, path in ('low', third), ('high', fourth):
+                if name == 'high':
+                    monitor.cmd('device_add', driver='usb-storage',
+                                id='three', drive='low')
+                monitor.cmd('blockdev-add', driver='qcow2', node_name=name,
+                            backing=None,
+                            file={'driver': 'file', 'filename': path})
+            monitor.cmd('blockdev-snapshot', node='low', overlay='high')
+        before = self.nodes(vm)
+        vm.assert_runs()
+        self.assertEqual(self.nodes(vm), before)
+
     def nodes(self, vm: UpdatedVM) -> List[Any]:
         """The named nodes, with their children."""
         return sorted(

@@ -237,7 +237,7 @@ def with_children(options: Dict[str, Any], node: Node,
     """
     The options of a node, with the named children that it has now.
 
-    Snapshots and block jobs change the children.
+    Snapshots and block jobs change the children, and make nodes read-only.
 
     @param options: the arguments of "blockdev-add"
     @param known: all block nodes of the running QEMU
@@ -253,6 +253,8 @@ def with_children(options: Dict[str, Any], node: Node,
             isinstance(options.get('backing'), str) and \
             options['backing'] in known:
         result['backing'] = None
+    if node.get('ro') and not options.get('auto-read-only'):
+        result['read-only'] = True
     return result
 
 

@@ -211,13 +211,16 @@ class DeviceOptions:
                 for name in await self._follow_kind(kind, log)]
         images = await blocks.drives_and_nodes(self._monitor)
         gone += self._drop_absent('drive', images)
-        self._check_references(gone)
         for thing in log.values():
             if thing.at_startup:
                 await self._check_startup(thing)
             elif not thing.id.startswith('guestfwd.'):
                 # Otherwise an option of a netdev creates the chardev.
                 await self._add(thing, present)
+        await self._follow_drives(present)
+        self._check_references(gone)
+        self._options.extend(self._new)
+        self._new = []
         await self._follow_drives(present)
 
     async def _follow_kind(self, kind: str,
@@ -319,9 +322,6 @@ class DeviceOptions:
             words = dict(words)
             if device.bus and 'bus' not in words:
                 words['bus'] = device.bus
-            if 'drive' in words:
-                words['drive'] = await self._drive(device) or words['drive']
-                await self._provide(device, 'drive', words['drive'])
             option = Option('device', json.dumps(words))
         self._new.append(option)
         self.changes.append(f"'{thing.id}' was plugged")
@@ -339,6 +339,9 @@ class DeviceOptions:
             if drive in nodes and drive != given:
                 self._options[position] = option.changed({'drive': drive})
                 self.changes.append(f"'{option.id}' got another image")
+            elif device.hotplugged:
+                # HMP's drive_add is not in the log.
+                await self._provide(device, 'drive', drive or str(given))
 
     async def _drive(self, device: Device) -> Optional[str]:
         """The drive that a device has now."""
