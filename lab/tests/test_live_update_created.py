@@ -226,12 +226,19 @@ class Created(LiveUpdateTest):
         vm.assert_runs()
         self.assertEqual(self.nodes(vm), before)
 
-        # A disk that is plugged gets a snapshot that is made later.
-        third, fourth = (str(vm.folder / name) for name in ('3', '4'))
-        self.qcow2(third, fourth)
+        # The same of a node of the command line, and of a disk that is
+        # plugged
+        third, fourth, fifth = (str(vm.folder / name) for name in '345')
+        self.qcow2(third, fourth, fifth)
         with vm.qemu.monitor() as monitor:
             for name, path in ('low', third), ('high', fourth):
-                if name == 'high':
+                if name == 'low':
+                    monitor.cmd('blockdev-add', driver='qcow2',
+                                node_name='top', backing=None,
+                                file={'driver': 'file', 'filename': fifth})
+                    monitor.cmd('blockdev-snapshot', node='over',
+                                overlay='top')
+                else:
                     monitor.cmd('device_add', driver='usb-storage',
                                 id='three', drive='low')
                 monitor.cmd('blockdev-add', driver='qcow2', node_name=name,

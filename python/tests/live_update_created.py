@@ -100,8 +100,8 @@ class Follow(unittest.TestCase):
                for kind, name in (('object', 't'), ('netdev', 'n'),
                                   ('chardev', 'c'), ('blockdev', 'b'),
                                   ('device', 'd'))]
-        self.assertEqual(
-            ' '.join(self.follow(text, TellingMonitor(log), device('d'))),
+        self.assertEqual(' '.join(self.follow(
+            text, TellingMonitor(log, [{'node-name': 'b'}]), device('d'))),
             text)
         self.assertEqual(self.current.changes, [])
 
@@ -174,7 +174,7 @@ class Follow(unittest.TestCase):
             thing('blockdev', 'user', {}, at_startup=True),
             thing('blockdev', 'new', {'driver': 'null-co',
                                       'node-name': 'new'})]
-        nodes = [{'node-name': name} for name in ('top', 'new')]
+        nodes = [{'node-name': name} for name in ('top', 'user', 'new')]
         self.assertEqual(
             self.follow('-blockdev qcow2,node-name=top,file.driver=null-co '
                         '-blockdev raw,node-name=user,file=top',
@@ -194,6 +194,17 @@ class Follow(unittest.TestCase):
         option, = self.follow('', TellingMonitor(log, nodes))
         self.assertIn('"backing": "base"', option)
 
+    def test_read_only(self) -> None:
+        """A node of the command line is below an overlay now."""
+        log = [thing('blockdev', 'base', {
+            'driver': 'null-co', 'node-name': 'base'}, at_startup=True)]
+        for automatic in False, True:
+            log[0]['options']['auto-read-only'] = automatic
+            option, = self.follow(
+                '-blockdev null-co,node-name=base',
+                TellingMonitor(log, [{'node-name': 'base', 'ro': True}]))
+            self.assertEqual('"read-only": true' in option, not automatic)
+
     def test_drive(self) -> None:
         """A device of the command line has the node that it has now."""
         log = [thing('device', 'd', {}, at_startup=True),
@@ -204,7 +215,8 @@ class Follow(unittest.TestCase):
         text = '-blockdev null-co,node-name=base -device disk,id=d,drive=base'
         for now, drive in ('over', 'over'), ('#block7', 'base'):
             words = self.follow(text, TellingMonitor(
-                log, [{'node-name': 'over'}], {path: now}), device('d'))
+                log, [{'node-name': name} for name in ('base', 'over')],
+                {path: now}), device('d'))
             self.assertIn(f'-device disk,id=d,drive={drive}', words)
 
     def test_old_form(self) -> None:

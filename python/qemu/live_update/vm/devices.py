@@ -234,7 +234,8 @@ class DeviceOptions:
         for option in list(self._options.named(*created.OPTIONS[kind])):
             thing = log.get((kind, option.id))
             if not option.id or thing and thing.at_startup and \
-                    not thing.changed:
+                    not thing.changed and \
+                    await self._graph(thing) == thing:
                 continue
             position = self._options.index(option)
             if thing and thing.at_startup:
@@ -264,7 +265,7 @@ class DeviceOptions:
     async def _changed(self, option: Option, thing: Thing) -> Option:
         """An option, with the changes that were made since."""
         if thing.kind != 'device':
-            return await self._graph(thing)
+            return (await self._graph(thing)).option()
         known = await self._monitor.properties(thing.options['driver']) or {}
         changes = {}
         for key, value in created.changes_of(option, thing).items():
@@ -277,13 +278,16 @@ class DeviceOptions:
                     'its value: set it again after the update')
         return option.changed(changes)
 
-    async def _graph(self, thing: Thing) -> Option:
-        """The option of a thing; a block node has the children of now."""
-        if thing.kind == 'blockdev':
-            known = await blocks.nodes(self._monitor)
-            thing = thing._replace(options=blocks.with_children(
-                thing.options, known[thing.id], known))
-        return thing.option()
+    async def _graph(self, thing: Thing) -> Thing:
+        """The thing; if it is a block node, with the children of now."""
+        if thing.kind != 'blockdev':
+            return thing
+        known = await blocks.nodes(self._monitor)
+        if thing.id not in known:
+            raise Refused(f"the block node '{thing.id}' was removed at this "
+                          'moment; try again')
+        return thing._replace(options=blocks.with_children(
+            thing.options, known[thing.id], known))
 
     async def _check_startup(self, thing: Thing) -> None:
         """Refuse, or note, a change of what an unknown option created."""
@@ -309,7 +313,7 @@ class DeviceOptions:
                 'changed, and has no option of its own; give the command '
                 'line, with that change, after "--"')
         if thing.kind != 'device':
-            self._new.append(await self._graph(thing))
+            self._new.append((await self._graph(thing)).option())
             self.changes.append(f"'{thing.id}' was added")
             return
         device = present.get(f'{NAMED}/{thing.id}')
