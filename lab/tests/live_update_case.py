@@ -12,6 +12,10 @@ from .testcase import TestCase
 
 RAM = 'memory-backend-ram'
 NOBODY = 65534                  # the user id of an unprivileged user
+# A "fault" of tool.FAULTY: live-update takes the running QEMU for one that
+# does not tell what was created.
+STOCK = ('VM', 'from qemu.live_update.vm import created\n'
+         'created.QUERY = "missing"')
 
 
 class LiveUpdateTest(TestCase):

@@ -232,6 +232,32 @@ class NodeOptions:
         return own
 
 
+def with_children(options: Dict[str, Any], node: Node,
+                  known: Dict[str, Node]) -> Dict[str, Any]:
+    """
+    The options of a node, with the named children that it has now.
+
+    Snapshots and block jobs change the children, and make nodes read-only.
+
+    @param options: the arguments of "blockdev-add"
+    @param known: all block nodes of the running QEMU
+    """
+    children = {edge['child']: edge['node-name']
+                for edge in node.get('children', [])}
+    result = dict(options)
+    for role, child in children.items():
+        if not is_invented(child) and '.' not in role and \
+                not isinstance(options.get(role), dict):
+            result[role] = child
+    if 'children' in node and 'backing' not in children and \
+            isinstance(options.get('backing'), str) and \
+            options['backing'] in known:
+        result['backing'] = None
+    if node.get('ro') and not options.get('auto-read-only'):
+        result['read-only'] = True
+    return result
+
+
 async def nodes_left_out(monitor: Monitor, options: Iterable[Option]
                          ) -> List[str]:
     """Block nodes of the running QEMU that options do not create."""

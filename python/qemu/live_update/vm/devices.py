@@ -20,10 +20,11 @@ from typing import (
     Tuple,
 )
 
-from . import blocks
+from . import blocks, created
 from ..error import Refused
 from ..monitor import Monitor, MonitorError
 from .cmdline import CommandLine, Option
+from .created import Thing
 
 
 NAMED = '/machine/peripheral'
@@ -32,6 +33,10 @@ UNNAMED = '/machine/peripheral-anon'
 LINKS = {'drive': ('drive', 'blockdev'), 'netdev': ('netdev', 'nic'),
          'memdev': ('object',), 'iothread': ('object',),
          'chardev': ('chardev',)}
+# Properties that say where a device is.  QEMU chooses the values of those that
+# the user has not set, by what is there already.
+PLACES = ('addr', 'slot', 'memaddr', 'nr', 'unit', 'channel', 'scsi-id',
+          'lun')
 # Properties of objects that QEMU reports but does not take.
 NOT_TAKEN = 'opened', 'loaded'
 
@@ -175,16 +180,177 @@ class DeviceOptions:
                     f"the device '{device.path}' ({device.driver}) was "
                     'plugged without an id and cannot be reproduced; plug '
                     'it with one, or give the command line after "--"')
+        self._ports = await usb_ports(self._monitor)
+        things = await created.things(self._monitor)
+        if things is None:
+            await self._guess(present)
+        else:
+            await self._follow_log(present, things)
+        self._options.extend(self._new)
+        if things is not None:
+            for name in 'blockdev', 'object':
+                created.sort_by_references(self._options, name)
+        await self._set_places(present)
+        await self._note_losses()
+
+    async def _guess(self, present: Dict[str, Device]) -> None:
+        """Follow what the properties of devices tell, and other queries."""
         plugged = {device.name: device for device in present.values()
                    if device.hotplugged}
         self._drop_unplugged(present, plugged)
         self._drop_absent('chardev', set(await self._monitor.chardevs()))
         await self._drop_removed()
-        self._ports = await usb_ports(self._monitor)
-        self._set_ports()
         await self._add_plugged(list(plugged.values()))
+
+    # Follow the log of a QEMU that tells what was created
+
+    async def _follow_log(self, present: Dict[str, Device],
+                          things: List[Thing]) -> None:
+        log = {(thing.kind, thing.id): thing for thing in things}
+        gone = [name for kind in created.OPTIONS
+                for name in await self._follow_kind(kind, log)]
+        images = await blocks.drives_and_nodes(self._monitor)
+        gone += self._drop_absent('drive', images)
+        for thing in log.values():
+            if thing.at_startup:
+                await self._check_startup(thing)
+            elif not thing.id.startswith('guestfwd.'):
+                # Otherwise an option of a netdev creates the chardev.
+                await self._add(thing, present)
+        await self._follow_drives(present)
+        self._check_references(gone)
         self._options.extend(self._new)
-        await self._note_losses()
+        self._new = []
+        await self._follow_drives(present)
+
+    async def _follow_kind(self, kind: str,
+                           log: Dict[Tuple[str, str], Thing]) -> List[str]:
+        """
+        Change the options that create things of a kind.
+
+        Returns the names of those that must have no user on the command line.
+        """
+        gone = []
+        for option in list(self._options.named(*created.OPTIONS[kind])):
+            thing = log.get((kind, option.id))
+            if not option.id or thing and thing.at_startup and \
+                    not thing.changed and \
+                    await self._graph(thing) == thing:
+                continue
+            position = self._options.index(option)
+            if thing and thing.at_startup:
+                self._options[position] = await self._changed(option, thing)
+                self.changes.append(f"'{option.id}' was changed")
+                continue
+            # Some objects are needed only while others are created, as
+            # secrets are: they may be absent now.
+            if not thing and kind == 'object' and any(
+                    self._options.referring_to(option.id)):
+                continue
+            del self._options[position]
+            if not thing:
+                self.changes.append(f"'{option.id}' was " + (
+                    'unplugged' if kind == 'device' else 'removed'))
+            if option.name == 'nic':
+                raise Refused(
+                    f"'{' '.join(option.words())}' also creates a network "
+                    f"card, and its network '{option.id}' was removed; give "
+                    'the command line after "--"')
+            # The netdev of a device cannot be replaced: a later one of this
+            # id is not that of a device of the command line.
+            if kind == 'netdev' or kind == 'blockdev' and not thing:
+                gone.append(option.id)
+        return gone
+
+    async def _changed(self, option: Option, thing: Thing) -> Option:
+        """An option, with the changes that were made since."""
+        if thing.kind != 'device':
+            return (await self._graph(thing)).option()
+        known = await self._monitor.properties(thing.options['driver']) or {}
+        changes = {}
+        for key, value in created.changes_of(option, thing).items():
+            if key in known and property_kind(key, known[key]) == 'plain':
+                changes[key] = value
+            else:
+                self.losses.append(
+                    f"the property '{key}' of the device '{thing.id}' was "
+                    'set while the VM ran, and the new QEMU cannot be given '
+                    'its value: set it again after the update')
+        return option.changed(changes)
+
+    async def _graph(self, thing: Thing) -> Thing:
+        """The thing; if it is a block node, with the children of now."""
+        if thing.kind != 'blockdev':
+            return thing
+        known = await blocks.nodes(self._monitor)
+        if thing.id not in known:
+            raise Refused(f"the block node '{thing.id}' was removed at this "
+                          'moment; try again')
+        return thing._replace(options=blocks.with_children(
+            thing.options, known[thing.id], known))
+
+    async def _check_startup(self, thing: Thing) -> None:
+        """Refuse, or note, a change of what an unknown option created."""
+        if not thing.changed or self._creates(
+                thing.id, *created.OPTIONS[thing.kind]):
+            return
+        if thing.kind == 'device':
+            self.losses.append(
+                f"a property of the device '{thing.id}', which has no id, "
+                'was set while the VM ran: set it again after the update')
+            return
+        raise Refused(
+            f"the {thing.kind} '{thing.id}' was changed while the VM ran, "
+            f'and the command line has no option -{thing.kind} for it; give '
+            'the command line, with that change, after "--"')
+
+    async def _add(self, thing: Thing, present: Dict[str, Device]) -> None:
+        """Add the option that creates what was created since."""
+        if thing.kind == 'blockdev' and thing.id in blocks.names_given(
+                [*self._options, *self._new]):
+            raise Refused(
+                f"the block node '{thing.id}' of the command line was "
+                'changed, and has no option of its own; give the command '
+                'line, with that change, after "--"')
+        if thing.kind != 'device':
+            self._new.append((await self._graph(thing)).option())
+            self.changes.append(f"'{thing.id}' was added")
+            return
+        device = present.get(f'{NAMED}/{thing.id}')
+        if not device:
+            raise Refused(f"the device '{thing.id}' was plugged or unplugged "
+                          'at this moment; try again')
+        words = await created.typed_options(self._monitor, thing)
+        option = thing.option()
+        if words is not None:
+            words = dict(words)
+            if device.bus and 'bus' not in words:
+                words['bus'] = device.bus
+            option = Option('device', json.dumps(words))
+        self._new.append(option)
+        self.changes.append(f"'{thing.id}' was plugged")
+
+    async def _follow_drives(self, present: Dict[str, Device]) -> None:
+        """Give each device the block node that it has now."""
+        # Snapshots, block jobs and changes of the medium replace it.
+        nodes = blocks.names_given([*self._options, *self._new])
+        for position, option in enumerate(self._options):
+            device = present.get(f'{NAMED}/{option.id}')
+            given = option.keys().get('drive')
+            if option.name != 'device' or not device or not given:
+                continue
+            drive = await self._drive(device)
+            if drive in nodes and drive != given:
+                self._options[position] = option.changed({'drive': drive})
+                self.changes.append(f"'{option.id}' got another image")
+            elif device.hotplugged:
+                # HMP's drive_add is not in the log.
+                await self._provide(device, 'drive', drive or str(given))
+
+    async def _drive(self, device: Device) -> Optional[str]:
+        """The drive that a device has now."""
+        drive = await self._monitor.get(device.path, 'drive')
+        return str(drive) if drive else await self._drive_of_child(device)
 
     # Drop options
 
@@ -216,6 +382,16 @@ class DeviceOptions:
             ('netdev', set(nets)), ('nic', set(nets)))
             for name in self._drop_absent(kind, present)]
         self._check_networks(nets)
+        self._check_references(gone)
+        objects = await self._monitor.children('/objects')
+        # Some objects are needed only while others are created, as secrets
+        # are: they may be absent now.
+        self._drop_absent('object', {*objects, *(
+            option.id for option in self._options.named('object')
+            if any(self._options.referring_to(option.id)))})
+
+    def _check_references(self, gone: List[str]) -> None:
+        """Refuse an option that refers to what was removed."""
         for name in gone:
             for option in self._options.referring_to(name):
                 if option.name not in ('device', 'blockdev', 'object'):
@@ -224,12 +400,6 @@ class DeviceOptions:
                     f"'{name}' was removed, which the command line gives to "
                     f"'{' '.join(option.words())}'; unplug what uses it, or "
                     'give the command line after "--"')
-        objects = await self._monitor.children('/objects')
-        # Some objects are needed only while others are created, as secrets
-        # are: they may be absent now.
-        self._drop_absent('object', {*objects, *(
-            option.id for option in self._options.named('object')
-            if any(self._options.referring_to(option.id)))})
 
     def _check_networks(self, nets: Dict[str, str]) -> None:
         """Refuse a network whose name is that of another network now."""
@@ -245,15 +415,35 @@ class DeviceOptions:
 
     # Add options
 
-    def _set_ports(self) -> None:
-        """Set the USB ports of devices that were given none."""
-        # QEMU takes the first free port.  Another device may have been there
-        # when this one was plugged.
+    async def _set_places(self, present: Dict[str, Device]) -> None:
+        """Set the places of devices, where the user has not chosen them."""
+        # QEMU takes the first that is free.  Another device may have been
+        # there when this one was created.
+        moved = any(device.hotplugged for device in present.values()) or \
+            any(change.endswith(' was unplugged') for change in self.changes)
         for position, option in enumerate(self._options):
-            if option.name == 'device' and option.id in self._ports and \
-                    'port' not in option.keys():
-                self._options[position] = option.changed(
-                    {'port': self._ports[option.id]})
+            device = present.get(f'{NAMED}/{option.id}')
+            if option.name != 'device' or not device:
+                continue
+            places: Dict[str, Any] = {}
+            if option.id in self._ports:
+                places['port'] = self._ports[option.id]
+            if moved:
+                places.update(await self._places(device))
+            places = {key: value for key, value in places.items()
+                      if key not in option.keys()}
+            if places:
+                self._options[position] = option.changed(places)
+
+    async def _places(self, device: Device) -> Dict[str, Any]:
+        """The properties that say where a device is."""
+        if device.address:
+            return {'addr': device.address}
+        known = await self._monitor.properties(device.driver) or {}
+        values = {name: await self._monitor.get(device.path, name)
+                  for name in PLACES if name in known}
+        return {name: value for name, value in values.items()
+                if value is not None}
 
     async def _add_plugged(self, waiting: List[Device]) -> None:
         """Add devices, each after the device whose bus it is plugged into."""
