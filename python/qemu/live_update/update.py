@@ -109,8 +109,8 @@ class Update:
             problem = await self._lost_memory()
         except MonitorError as error:
             # _replace_old() finds out which QEMU does not answer.
-            self._output.check('memory', 'warning', 'cannot be looked at after '
-                               f'the update: {error}')
+            self._output.check('memory', 'warning', 'it cannot be compared '
+                               f'after the move: {error}')
             return
         if problem:
             raise NeedsPerson(

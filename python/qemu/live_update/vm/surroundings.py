@@ -91,11 +91,14 @@ async def _reopened(monitor: Monitor, process: Process, options: CommandLine
     a device writes to it.  That is so with -drive, and with -blockdev if it
     has auto-read-only=on.
     """
-    kept = {os.path.join(process.folder, str(value))
-            for option in options.named('blockdev')
-            if not is_on(option.keys().get('auto-read-only'))
-            for key, value in option.keys().items()
-            if key.rpartition('.')[2] == 'filename'}
+    kept = set()
+    for option in options.named('blockdev'):
+        keys = [(key.rpartition('.')[2], value)
+                for key, value in option.keys().items()]
+        if not any(key == 'auto-read-only' and is_on(value)
+                   for key, value in keys):
+            kept |= {os.path.join(process.folder, str(value))
+                     for key, value in keys if key == 'filename'}
     files = [os.path.join(process.folder, node['file'])
              for node in (await blocks.nodes(monitor)).values()
              if node['drv'] in blocks.FILES and not node['ro']]
