@@ -142,11 +142,15 @@ class NewQemu:
 
     async def ram_blocks(self) -> List[RamBlock]:
         """Its RAM blocks; it must be connected."""
-        process = Process(self.monitor.pid)
         try:
-            return await ram_blocks(self.monitor, process)
-        finally:
-            process.close()
+            process = Process(self.monitor.pid)
+            try:
+                return await ram_blocks(self.monitor, process)
+            finally:
+                process.close()
+        except (Refused, OSError) as error:
+            raise MonitorError('cannot look at the memory of the new QEMU: '
+                               f'{error}') from error
 
     # Run the VM
 

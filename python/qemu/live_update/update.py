@@ -107,8 +107,8 @@ class Update:
         """Raise NeedsPerson if the new QEMU has not all memory of the VM."""
         try:
             problem = await self._lost_memory()
-        except MonitorError as error:
-            # _replace_old() finds out which QEMU does not answer.
+        except (MonitorError, OSError) as error:
+            # One of the two has ended: _replace_old() finds out which.
             self._output.check('memory', 'warning', 'it cannot be compared '
                                f'after the move: {error}')
             return

@@ -219,16 +219,15 @@ def choose_copy(process: Process, parts: Sequence[Memory], reason: str
                 f'{_check_room(process, parts, reason)}')
 
 
-def _check_room(process: Process, parts: Sequence[Memory], reason: str) -> str:
+def _check_room(process: Process, parts: Iterable[Memory], reason: str) -> str:
     """Check that there is room for a copy; returns how much, in words."""
-    for page_size in {part.block.page_size for part in parts}:
-        alike = [part for part in parts if part.block.page_size == page_size]
-        check_huge_pages(page_size, _size(alike), alike[0].name)
-    return check_room(process, _size(parts), reason)
-
-
-def _size(parts: Iterable[Memory]) -> int:
-    return sum(part.block.size for part in parts)
+    # Memory of devices and firmware, which has no backend, is small.
+    blocks = [part.block for part in parts if part.backend]
+    for page_size in {block.page_size for block in blocks}:
+        alike = [block for block in blocks if block.page_size == page_size]
+        check_huge_pages(page_size, sum(block.size for block in alike),
+                         alike[0].name)
+    return check_room(process, sum(block.size for block in blocks), reason)
 
 
 # Files
