@@ -6,12 +6,8 @@ They are unit tests: no QEMU is needed.
 """
 import asyncio
 import json
-import math
-import tempfile
 import unittest
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Dict, List, cast
+from typing import Any, Dict, List
 
 from qemu.live_update.error import Refused
 from qemu.live_update.host.confinement import Confinement
@@ -19,8 +15,6 @@ from qemu.live_update.vm.blocks import limits_given
 from qemu.live_update.vm.cmdline import CommandLine, Option
 from qemu.live_update.vm.devices import (Device, DeviceOptions, devices,
                                          property_kind)
-from qemu.live_update.vm.memory import (COPY, choose_copy, free_memory,
-                                        group_room)
 
 
 class FakeMonitor:
@@ -180,46 +174,6 @@ class Limits(unittest.TestCase):
             found = limits_given(Option('drive', text))
             self.assertEqual({name: value for name, value in found.items()
                               if value}, expected)
-
-
-class Room(unittest.TestCase):
-    """Memory that a second QEMU can get"""
-
-    def test_host(self) -> None:
-        """What can be swapped counts."""
-        self.assertEqual(free_memory(
-            'MemTotal: 9 kB\nMemAvailable:  2 kB\nSwapFree: 1 kB\n'), 3072)
-
-    def test_none(self) -> None:
-        """A copy of more than there is is refused."""
-        async def answer(_: str) -> Dict[str, int]:
-            return {'base-memory': 1 << 60}
-
-        for size, is_refused in (1, False), (1 << 60, True):
-            work = choose_copy(
-                cast(Any, SimpleNamespace(ask=answer)),
-                cast(Any, SimpleNamespace(memory=size, cgroup=lambda: None)),
-                'why')
-            if is_refused:
-                with self.assertRaisesRegex(Refused, 'MiB'):
-                    asyncio.run(work)
-            else:
-                self.assertEqual(asyncio.run(work).name, COPY)
-
-    def test_group(self) -> None:
-        """All groups that a process is in have their limits."""
-        with tempfile.TemporaryDirectory() as name:
-            top = Path(name)
-            inner = top / 'machine/vm'
-            inner.mkdir(parents=True)
-            self.assertEqual(group_room(inner, top), math.inf)
-            for folder, limit in (inner, 'max'), (inner.parent, '5000'):
-                (folder / 'memory.max').write_text(f'{limit}\n', 'ascii')
-                (folder / 'memory.stat').write_text(
-                    'anon 1000\nfile 700\nshmem 500\n', 'ascii')
-            self.assertEqual(group_room(inner, top), 3500)
-            (inner / 'memory.max').write_text('1600\n', 'ascii')
-            self.assertEqual(group_room(inner, top), 100)
 
 
 class Confined(unittest.TestCase):

@@ -149,7 +149,11 @@ class Migration:
         """Have the new QEMU, which is connected, wait for the VM."""
         self._new.qmp.register_listener(self._resumed)
         await self._prepare(self._new)
-        await self._new.ask('migrate-incoming', uri=uri, exit_on_error=False)
+        arguments: Dict[str, object] = {'uri': uri}
+        if 'exit-on-error' in await self._new.arguments('migrate-incoming'):
+            # A QEMU older than 9.1 ends if it cannot receive the VM.
+            arguments['exit-on-error'] = False
+        await self._new.ask('migrate-incoming', **arguments)
 
     async def send(self, **destination: object) -> None:
         """

@@ -143,6 +143,13 @@ class Monitor:
         except (QMPError, EOFError, OSError) as error:
             raise MonitorError(f'{self.name} has ended') from error
 
+    async def arguments(self, command: str) -> Set[str]:
+        """The names of the arguments of a command, by QEMU's schema."""
+        types = {item['name']: item
+                 for item in await self.ask('query-qmp-schema')}
+        members = types[types[command]['arg-type']].get('members', [])
+        return {member['name'] for member in members}
+
     # The VM and its migration
 
     async def version(self) -> str:

@@ -30,6 +30,7 @@ from .migration import (
 )
 from .monitor import Monitor, MonitorError
 from .output import Output
+from .vm.ram import RamBlock, ram_blocks
 from .waiting import until
 
 
@@ -138,6 +139,18 @@ class NewQemu:
                         f"the thread '{item[key]}' of the new QEMU cannot get "
                         'the CPU affinity and priority that it has in the old '
                         f'one: {error}; run this as root') from error
+
+    async def ram_blocks(self) -> List[RamBlock]:
+        """Its RAM blocks; it must be connected."""
+        try:
+            process = Process(self.monitor.pid)
+            try:
+                return await ram_blocks(self.monitor, process)
+            finally:
+                process.close()
+        except (Refused, OSError) as error:
+            raise MonitorError('cannot look at the memory of the new QEMU: '
+                               f'{error}') from error
 
     # Run the VM
 

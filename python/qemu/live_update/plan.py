@@ -23,7 +23,7 @@ from .migration import PARAMETER, UNDER_WAY
 from .monitor import Monitor, MonitorError
 from .output import Output
 from .probe import Probe
-from .vm import blocks, exclusive, servers, usernet
+from .vm import blocks, exclusive, servers, surroundings, usernet
 from .vm.cmdline import CommandLine, is_on
 from .vm.devices import Device, DeviceOptions, devices
 from .vm.memory import (
@@ -31,6 +31,7 @@ from .vm.memory import (
     IGNORE_SHARED,
     Mode,
     choose_mode,
+    skips_all_shared,
 )
 from .vm.new_files import append_to_files, has_server, rename_files
 
@@ -76,6 +77,7 @@ class Plan:
         self.files = PrivateFiles(self.process.folder,
                                   (users['Uid'][1], users['Gid'][1]))
         self._refusals: List[str] = []
+        self._skips_all = False
         self._channels = Path()
 
     async def check(self) -> None:
@@ -84,8 +86,9 @@ class Plan:
         if not self._refusals:
             await self._try('block', blocks.check_work(self.monitor))
             await self._try('command', self._check_command_line())
-            await self._try('memory', self._check_memory())
             await self._try('binary', self._check_binary())
+            await self._try('memory', self._check_memory())
+            await self._try('files', self._check_access())
             await self._try('migration', self._check_migration())
         if len(self._refusals) == 1:
             raise Refused(self._refusals[0])
@@ -111,6 +114,8 @@ class Plan:
         if not self.process.shares_namespaces():
             raise Refused(f'process {self.process.pid} runs in other '
                           'namespaces (a container?); update it from there')
+        surroundings.check_root(self.process)
+        await surroundings.check_replay(self.monitor)
         name = (await self.monitor.ask('query-name')).get('name')
         self._output.check(
             'VM', 'ok', (f"'{name}', " if name else '') + f'{self.status}, '
@@ -217,10 +222,19 @@ class Plan:
             check_length(self.channel(name), os.path.dirname(wanted))
 
     async def _check_memory(self) -> None:
-        self.mode = await choose_mode(self.monitor, self.process)
+        self.mode = await choose_mode(
+            self.monitor, self.process, self.options,
+            self._skips_all or await skips_all_shared(self.monitor))
         self._output.check(
             'memory', 'ok' if self.mode.name in (CPR, IGNORE_SHARED)
-            else 'warning', f'{self.mode.name}: {self.mode.reason}')
+            else 'warning', '; '.join((
+                f'{self.mode.name}: {self.mode.reason}', *self.mode.blocks)))
+
+    async def _check_access(self) -> None:
+        if self._channels != Path():
+            await surroundings.check_access(
+                self.monitor, self.process, self.options,
+                self._channels.parent)
 
     async def _check_binary(self) -> None:
         if not os.access(self.binary, os.X_OK):
@@ -234,6 +248,7 @@ class Plan:
                               f"'{machine}' of this VM")
             self._output.check('binary', 'ok', f'{self.binary}, QEMU '
                                f'{await new.version()}')
+            self._skips_all = await skips_all_shared(new)
             here, there = [PARAMETER in await monitor.parameters()
                            for monitor in (self.monitor, new)]
             self.transfer = here and there

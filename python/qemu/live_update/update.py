@@ -26,7 +26,8 @@ from .plan import Plan
 from .report.record import Record
 from .vm.blocks import images, other_image
 from .vm.devices import devices, difference
-from .vm.memory import CPR
+from .vm.memory import CPR, lost
+from .vm.ram import ram_blocks
 
 
 def describe(error: Exception) -> str:
@@ -77,6 +78,7 @@ class Update:
                 self._record.arrived(self._new.monitor)
             self.facts.update(await migration.pause())
             await self._new.restore_settings(migration.settings)
+            await self._check_moved()
             await self._replace_old()
         except (Refused, Failed):
             await self._new.end()
@@ -100,6 +102,29 @@ class Update:
             except MonitorError as error:
                 # Returns if the new QEMU has not ended, but answers late.
                 await self._take_back(str(error))
+
+    async def _check_moved(self) -> None:
+        """Raise NeedsPerson if the new QEMU has not all memory of the VM."""
+        try:
+            problem = await self._lost_memory()
+        except (MonitorError, OSError) as error:
+            # One of the two has ended: _replace_old() finds out which.
+            self._output.check('memory', 'warning', 'it cannot be compared '
+                               f'after the move: {error}')
+            return
+        if problem:
+            raise NeedsPerson(
+                f'the VM was moved, but the new QEMU {problem}; both QEMUs '
+                f'are left as they are: process {self._plan.process.pid} is '
+                f'the old one, process {self._new.monitor.pid} the new one, '
+                f"with the monitor '{self._new.monitor.path}'; look at the "
+                'guest, and type the same command again to keep the new one')
+
+    async def _lost_memory(self) -> Optional[str]:
+        """How the new QEMU has not the memory of the VM; None: it has."""
+        return lost(self._plan.mode.name,
+                    await ram_blocks(self._old, self._plan.process),
+                    await self._new.ram_blocks())
 
     # The VM moves
 
@@ -150,7 +175,8 @@ class Update:
             await self._record.expect(new)
         problem = \
             difference(self._plan.devices, await devices(new)) or \
-            other_image(await images(self._old), await images(new))
+            other_image(await images(self._old), await images(new)) or \
+            await self._lost_memory()
         if problem:
             raise Refused(f'the new QEMU {problem}; give the command line '
                           'after "--"')

@@ -18,7 +18,9 @@ from typing import (
     Any,
     Callable,
     Dict,
+    Iterator,
     List,
+    NamedTuple,
     Optional,
     Sequence,
 )
@@ -71,6 +73,47 @@ def service_of(cgroups: str) -> str:
     """The systemd service in the text of /proc/PID/cgroup, or ''."""
     units = {line.rpartition('/')[2] for line in cgroups.splitlines()}
     return next((unit for unit in units if unit.endswith('.service')), '')
+
+
+class FileRange(NamedTuple):
+    """What a mapping of a file shows: device, inode, and offset."""
+    device: int
+    inode: int
+    offset: int
+
+
+class Mapping(NamedTuple):
+    """
+    A range of addresses of a process, a line of /proc/PID/maps.
+
+    file: None if the memory is anonymous
+    path: the name that the file had when it was opened
+    is_named: does a name of the file still exist?
+    """
+    begin: int
+    end: int
+    is_shared: bool
+    is_writable: bool
+    file: Optional[FileRange]
+    path: str
+    is_named: bool
+
+    @classmethod
+    def parse(cls, line: str) -> 'Mapping':
+        """Parse a line; the device is the one that the line tells."""
+        words = line.rstrip('\n').split(maxsplit=5)
+        begin, end = (int(word, 16) for word in words[0].split('-'))
+        device, inode = words[3], int(words[4])
+        path = words[5] if len(words) > 5 else ''
+        deleted = ' (deleted)'
+        file = None
+        if inode:
+            major, minor = (int(word, 16) for word in device.split(':'))
+            file = FileRange(os.makedev(major, minor), inode,
+                             int(words[2], 16))
+        return cls(begin, end, words[1][3] == 's', words[1][1] == 'w', file,
+                   path[:-len(deleted)] if path.endswith(deleted) else path,
+                   not path.endswith(deleted))
 
 
 class Process:
@@ -193,15 +236,49 @@ class Process:
         copy = libc.syscall(PIDFD_GETFD, self._fd, number, 0)
         return int(copy) if copy >= 0 else None
 
-    def maps(self, status: os.stat_result) -> bool:
-        """Has it mapped the file that has this result of stat(2)?"""
-        for line in self._read('maps').splitlines():
-            device, inode = line.split()[3:5]
-            major, minor = (int(word, 16) for word in device.split(':'))
-            if int(inode) == status.st_ino and \
-                    os.makedev(major, minor) == status.st_dev:
-                return True
-        return False
+    def mappings(self) -> List[Mapping]:
+        """Its mappings, in the order of their addresses."""
+        return [Mapping.parse(line)
+                for line in self._read('maps').splitlines()]
+
+    def file_of(self, mapping: Mapping) -> Optional[FileRange]:
+        """
+        The file of one of its mappings, with the device that stat(2) tells.
+
+        /proc/PID/maps tells another device for a file in a subvolume (btrfs)
+        or an overlay.
+        """
+        if not mapping.file:
+            return None
+        for status in self._stats_of(mapping):
+            if status.st_ino == mapping.file.inode:
+                return mapping.file._replace(device=status.st_dev)
+        return mapping.file
+
+    def _stats_of(self, mapping: Mapping) -> Iterator[os.stat_result]:
+        """The results of stat(2) for files that may be that of a mapping."""
+        with contextlib.suppress(OSError):
+            # This takes CAP_SYS_ADMIN.
+            yield os.stat(self._proc / 'map_files' /
+                          f'{mapping.begin:x}-{mapping.end:x}')
+            return
+        for entry in (self._proc / 'fd').iterdir():
+            with contextlib.suppress(OSError):
+                path = os.readlink(entry).replace(' (deleted)', '')
+                if path == mapping.path:
+                    yield os.stat(entry)
+
+    @property
+    def root(self) -> str:
+        """Its root folder, which chroot(2) changes."""
+        return os.readlink(self._proc / 'root')
+
+    @property
+    def may_override_access(self) -> bool:
+        """Has it CAP_DAC_OVERRIDE, with which it may open any file?"""
+        cap_dac_override = 1
+        found = re.search(r'(?m)^CapEff:\s*(\w+)', self._read('status'))
+        return bool(found and int(found[1], 16) >> cap_dac_override & 1)
 
     def cgroup(self) -> Optional[Path]:
         """The file cgroup.procs of its control group (v2)."""
