@@ -12,7 +12,7 @@
 /* Blocks the monitor: must be shorter than a management tool's time-out */
 #define FIRST_REPLY_TIMEOUT_MS 5000
 
-/* "Header"; the size is that of the payload */
+/* "Header" of a message; @size is the size of the payload in bytes */
 typedef struct MessageHeader {
     uint32_t request;
     uint32_t flags;

@@ -1164,7 +1164,7 @@ static unsigned state_of(const WireMessage *msg)
 /* Drop messages without an effect, because a later one sets the same state. */
 static void drop_overridden(VhostUserSession *s)
 {
-    /* BIT_ULL(request) of the later messages; [0] is for those of no ring */
+    /* By ring, BIT_ULL(request) of later messages; [0]: not about a ring */
     g_autofree uint64_t *later = g_new0(uint64_t, s->nrings + 1);
 
     for (GList *l = s->pending.tail, *prev; l; l = prev) {

@@ -6,6 +6,7 @@ Guest memory is as it was after an update, or the update is refused.
 """
 import os
 from pathlib import Path
+from typing import Tuple
 
 from lab.machines.backend import make_disk
 from lab.machines.chain import COPY, IGNORE_SHARED
@@ -189,8 +190,14 @@ class Processes(MemoryTest):
         self.start_paused(vm)
         self.assert_refused(vm, 'chroot', str(root))
 
-    def test_cannot_open(self) -> None:
-        """The user of the VM cannot open the image again, or the folder."""
+    def start_with_private_image(self, option: str, value: str
+                                 ) -> Tuple[UpdatedVM, str]:
+        """
+        Start a VM whose user cannot enter the folder of its image.
+
+        @param option: creates the disk
+        @param value: of the option, without the path at its end
+        """
         if os.getuid() != 0:
             self.skipTest('only root can change the user')
         vm = self.vm()
@@ -201,11 +208,16 @@ class Processes(MemoryTest):
         image = make_disk(str(private / 'image'))
         vm.qemu.command += [
             '-run-with', f'user={NOBODY}:{NOBODY}', '-device',
-            'virtio-blk-pci,drive=d', '-drive',
-            f'if=none,id=d,format=raw,file={image}']
+            'virtio-blk-pci,drive=d', option, value + image]
         self.start_paused(vm)
+        return vm, image
+
+    def test_cannot_open(self) -> None:
+        """The user of the VM cannot open the image again, or the folder."""
+        vm, image = self.start_with_private_image(
+            '-drive', 'if=none,id=d,format=raw,file=')
         self.assert_refused(vm, image, str(NOBODY))
-        private.chmod(0o711)
+        Path(image).parent.chmod(0o711)
         self.assert_refused(vm, image, str(NOBODY))
         os.chown(image, NOBODY, NOBODY)
         vm.qemu.folder.chmod(0o700)
@@ -215,19 +227,9 @@ class Processes(MemoryTest):
 
     def test_opened_once(self) -> None:
         """QEMU does not open a file of -blockdev again."""
-        if os.getuid() != 0:
-            self.skipTest('only root can change the user')
-        vm = self.vm()
-        vm.folder.chmod(0o711)
-        vm.qemu.folder.chmod(0o711)
-        private = vm.folder / 'private'
-        private.mkdir(mode=0o700)
-        image = make_disk(str(private / 'image'))
-        vm.qemu.command += [
-            '-run-with', f'user={NOBODY}:{NOBODY}', '-device',
-            'virtio-blk-pci,drive=d', '-blockdev',
-            f'driver=raw,node-name=d,file.driver=file,file.filename={image}']
-        self.start_paused(vm)
+        vm, _ = self.start_with_private_image(
+            '-blockdev', 'driver=raw,node-name=d,file.driver=file,'
+            'file.filename=')
         vm.assert_runs()
 
 
